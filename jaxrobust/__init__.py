@@ -1,0 +1,34 @@
+"""Training that is robust and cheap, in JAX: thirteen papers' methods as pure functions that compose.
+
+The methods (`attacks`, `objectives`, `zeroth_order`, `aggregation`, `implicit_bias`, `sampling`, `augment`) need JAX and
+optax alone. The application (`models`, `data`, `train`, `report`) is imported where it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxrobust import aggregation as aggregation
+from jaxrobust import attacks as attacks
+from jaxrobust import augment as augment
+from jaxrobust import geometry as geometry
+from jaxrobust import implicit_bias as implicit_bias
+from jaxrobust import objectives as objectives
+from jaxrobust import sampling as sampling
+from jaxrobust import zeroth_order as zeroth_order
+from jaxrobust.typing import backprop as backprop
+
+if TYPE_CHECKING:
+    from jaxrobust import data as data
+    from jaxrobust import models as models
+    from jaxrobust import report as report
+    from jaxrobust import train as train
+
+__version__ = "0.1.0"
+
+_APPLICATION = ("data", "models", "report", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _APPLICATION:
+        return importlib.import_module(f"jaxrobust.{name}")
+    raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")

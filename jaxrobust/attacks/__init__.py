@@ -1,0 +1,9 @@
+"""Attacks on a classifier, and the accuracy that is left."""
+
+from jaxrobust.attacks import losses as losses
+from jaxrobust.attacks.accuracy import accuracy as accuracy
+from jaxrobust.attacks.fgsm import fgsm as fgsm
+from jaxrobust.attacks.pgd import pgd as pgd
+from jaxrobust.attacks.starts import gaussian_start as gaussian_start
+from jaxrobust.attacks.starts import no_start as no_start
+from jaxrobust.attacks.starts import uniform_start as uniform_start

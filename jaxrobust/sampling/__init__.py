@@ -1,0 +1,7 @@
+"""Sampling: which examples come, and with which weights."""
+
+from jaxrobust.sampling.stratified import Examples as Examples
+from jaxrobust.sampling.stratified import Reassign as Reassign
+from jaxrobust.sampling.stratified import StratifiedState as StratifiedState
+from jaxrobust.sampling.stratified import loss_quantiles as loss_quantiles
+from jaxrobust.sampling.stratified import stratified as stratified

@@ -1,0 +1,212 @@
+"""The command line.
+
+    jaxrobust train CONFIG [--run DIRECTORY] [--flag value ...]
+    jaxrobust evaluate RUN [--config FILE]
+    jaxrobust compare RUN...
+    jaxrobust data prepare NAME
+
+A configuration's flags are the keyword arguments of its function `experiment`. What a user can put right is told in one
+line on standard error with exit code 2.
+"""
+
+import argparse
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+      arguments: the words after `jaxrobust`; those of the process by default.
+
+    Returns:
+      The exit code: 0, or 2 for what a user can put right.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _train:
+        return _complain(f"unknown argument {rest[0]}: see jaxrobust {options.name} --help")
+    importlib.import_module("jax")
+    from jaxrobust.train.fit import Diverged
+
+    try:
+        return options.command(options, rest)
+    except (ValueError, OSError, Diverged) as error:
+        if options.traceback:
+            raise
+        return _complain(str(error))
+
+
+def _complain(message: str) -> int:
+    print(f"jaxrobust: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise SystemExit(_complain(message))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jaxrobust", description="Training that is robust and cheap, in JAX.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, function: Callable, text: str, **options: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+        sub.set_defaults(command=function, name=name)
+        sub.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+        return sub
+
+    train = command("train", _train, "train a configuration, or go on with its run", add_help=False)
+    train.add_argument(
+        "config", type=Path, nargs="?", metavar="CONFIG", help="Python file with a function `experiment`"
+    )
+    train.add_argument("-h", "--help", action="store_true", help="show this text and the configuration's own flags")
+    train.add_argument(
+        "--run", type=Path, metavar="DIRECTORY", help="of the run; by default runs/CONFIG[-flag=value...]"
+    )
+    train.add_argument("--resume-from", type=int, metavar="STEP", help="checkpoint to go on from; by default the last")
+    train.add_argument("--tensorboard", action="store_true", help="write TensorBoard events as well")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, to join several processes")
+    train.add_argument("--processes", type=int, metavar="N", help="how many processes join")
+    train.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    train.add_argument(
+        "--distributed", action="store_true", help="join the processes that a pod or a cluster announces"
+    )
+    train.set_defaults(show_help=train.print_help)
+
+    evaluate = command("evaluate", _evaluate, "evaluate a run's last checkpoint on its test examples")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
+    evaluate.add_argument("--config", type=Path, metavar="FILE", help="its configuration; by default configs/NAME")
+    evaluate.add_argument("--step", type=int, metavar="STEP", help="checkpoint to evaluate; by default the last")
+
+    compare = command("compare", _compare, "compare runs")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directories of runs")
+
+    data = command("data", _data, "prepare data sets")
+    data.add_argument("action", choices=["prepare"], help="prepare: write a TFDS data set to disk")
+    data.add_argument("dataset", metavar="NAME", help="name in TensorFlow Datasets, such as cifar10")
+    data.add_argument("--data-dir", metavar="DIRECTORY", help="where TFDS keeps its data sets")
+    return parser
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from jaxrobust.train.configuration import configure, load_function
+
+    if options.help or options.config is None:
+        options.show_help()
+        if options.config is not None:
+            function, _ = load_function(options.config)
+            print(_flags(function, ["--help"], options.config)[1])
+        return 0 if options.help else _complain("give the path of a configuration: jaxrobust train CONFIG")
+    function, _ = load_function(options.config)
+    given, message = _flags(function, rest, options.config)
+    if given is None:
+        return _complain(message)
+    configuration = configure(options.config, given)
+    directory = options.run or Path("runs") / _run_name(configuration.name, function, configuration.arguments)
+    _join(options)
+    from jaxrobust.train.fit import fit
+
+    fitted = fit(
+        configuration.build(),
+        directory,
+        configuration=configuration,
+        resume_from=options.resume_from,
+        tensorboard=options.tensorboard,
+    )
+    import jax
+
+    if jax.process_index() == 0 and fitted.evaluated:
+        print(_result(fitted.evaluated.metrics))
+        print(f"report: {directory / 'report.html'}")
+    return 0
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Join several processes by JAX's own runtime."""
+    import jax
+
+    if options.coordinator is None and not options.distributed:
+        if options.processes is not None or options.process is not None:
+            raise ValueError("--processes and --process need --coordinator HOST:PORT")
+        return
+    if options.coordinator is not None and (options.processes is None or options.process is None):
+        raise ValueError("--coordinator needs --processes N and --process I as well")
+    jax.distributed.initialize(options.coordinator, options.processes, options.process)
+
+
+def _flags(function: Callable, words: list[str], path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A configuration's keyword arguments from the command line; None and a line where they are wrong."""
+    import tyro
+
+    @functools.wraps(function)
+    def arguments(**given: Any) -> dict[str, Any]:
+        return given
+
+    arguments.__signature__ = inspect.signature(function)
+    known = [f"--{name.replace('_', '-')}" for name in inspect.signature(function).parameters]
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            given, unknown = tyro.cli(arguments, prog=path.name, args=words, return_unknown_args=True)
+    except SystemExit:
+        if "--help" in words:
+            return None, output.getvalue()
+        lines = [line.strip() for line in output.getvalue().splitlines()]
+        told = [line for line in lines if line and not line.startswith("--")]
+        return None, f"{told[1] if len(told) > 1 else 'wrong arguments'}: see jaxrobust train {path} --help"
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+        return None, f"{path.name} has no flag {unknown[0]}: {remedy}"
+    return given, ""
+
+
+def _run_name(name: str, function: Callable, arguments: Any) -> str:
+    """A directory's name that differs wherever arguments differ."""
+    defaults = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
+    changed = [f"{key}={value}" for key, value in arguments.items() if value != defaults[key]]
+    return "-".join([Path(name).stem, *changed]).replace("/", "_")
+
+
+def _result(metrics: Any) -> str:
+    return "\n".join(f"{name}: {100 * value:.2f} %" for name, value in metrics.items())
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from jaxrobust.train.evaluate import evaluate_run
+
+    evaluated, step = evaluate_run(options.run, options.config, options.step)
+    print(f"step {step} of {options.run}")
+    print(_result(evaluated.metrics))
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from jaxrobust.report.compare import compare
+
+    print(compare(options.runs))
+    return 0
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
+    from jaxrobust.data import prepare
+
+    prepare(options.dataset, options.data_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

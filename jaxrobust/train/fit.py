@@ -1,0 +1,363 @@
+"""Train an experiment: the loop around the step, and the directory of a run.
+
+A run directory holds data and never code:
+
+    manifest.json   versions, commit, resolved configuration, data hashes, seed, devices
+    metrics.jsonl   a row every `log_every` steps and for every evaluation
+    checkpoints/    the last ones, by Orbax
+    curve.json, gallery.npz, report.html   written after the last step
+
+The same call on the same directory goes on where the last checkpoint was taken.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
+
+from jaxrobust.report.progress import progress
+from jaxrobust.report.rows import Rows, read_rows, truncate_rows
+from jaxrobust.train.checkpoint import Checkpoints, changed_leaves, with_leaves
+from jaxrobust.train.configuration import Configuration
+from jaxrobust.train.experiment import Experiment
+from jaxrobust.train.manifest import check_same, describe, read_manifest, write_manifest
+from jaxrobust.train.step import (
+    Trainer,
+    TrainState,
+    keys_of_run,
+    make_mesh,
+    model_of,
+    parameter_count,
+    prepare_training,
+)
+from jaxrobust.typing import Batch, Evaluated, Evaluation, Params, Predict, Source, State, Stream
+
+
+class Diverged(RuntimeError):
+    """A step whose update was not finite; the last good checkpoint stands."""
+
+
+class Fitted(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+      state: the last `TrainState`.
+      predict: inputs to logits, with the parameters that are evaluated.
+      rows: what was logged, in order.
+      evaluated: the final evaluation; None if the run was stopped before its end, or has no test examples.
+      finished: False if a signal stopped it.
+    """
+
+    state: TrainState
+    predict: Predict
+    rows: list[dict[str, Any]]
+    evaluated: Evaluated | None
+    finished: bool
+
+    @property
+    def params(self) -> Params:
+        """The parameters that are evaluated: their moving average where there is one."""
+        return model_of(self.state)[0]
+
+
+def fit(
+    experiment: Experiment,
+    directory: str | Path | None = None,
+    *,
+    configuration: Configuration | None = None,
+    devices: list[jax.Device] | None = None,
+    resume_from: int | None = None,
+    tensorboard: bool = False,
+    stream: TextIO | None = None,
+) -> Fitted:
+    """Train an experiment to its end, or until a SIGTERM.
+
+    Args:
+      experiment: what to train.
+      directory: the run's directory; an existing run of the same configuration goes on. None keeps nothing on disk.
+      configuration: the file that the experiment came from, for the manifest.
+      devices: where to train; all devices of all processes by default.
+      resume_from: step of the checkpoint to go on from; the last one by default.
+      tensorboard: whether to write TensorBoard events as well (extra `tensorboard`).
+      stream: where progress goes; standard error by default.
+
+    Returns:
+      A `Fitted`.
+
+    Raises:
+      ValueError: if the directory belongs to another configuration or another run that goes on, a checkpoint cannot be
+        read, or the devices do not divide the batch.
+      Diverged: if an update is not finite.
+      OSError: if a checkpoint cannot be saved.
+
+    Example:
+      >>> from jaxrobust import data, models, train
+      >>> digits = data.digits()
+      >>> experiment = train.Experiment(model=models.mlp(10), data=digits.train, test=digits.test, steps=20)
+      >>> train.fit(experiment).finished
+      True
+    """
+    with ExitStack() as stack:
+        run = _Run(experiment, None if directory is None else Path(directory), configuration, make_mesh(devices), stack)
+        run.resume(resume_from)
+        return run.train(tensorboard, stream)
+
+
+def predictor(trainer: Trainer, state: TrainState) -> Predict:
+    """Inputs to logits with a state's parameters, as a pytree that a jitted function can take."""
+    return Partial(trainer.logits, *model_of(state))
+
+
+def sharded(source: Source, trainer: Trainer) -> Source:
+    """A source whose batches are split over the trainer's devices; what is computed on them is split too."""
+
+    def batch(state: State, step: Any, rows: Any, size: int) -> Batch:
+        found = source.batch(state, step, rows, size)
+        if len(rows) % trainer.mesh.size:
+            return found
+        return jax.lax.with_sharding_constraint(found, NamedSharding(trainer.mesh, P("data")))
+
+    return source._replace(init=lambda key: trainer.place(source.init(key)), batch=batch)
+
+
+@dataclass
+class _Run:
+    """One run: what it is made of, and where it stands."""
+
+    experiment: Experiment
+    directory: Path | None
+    configuration: Configuration | None
+    mesh: jax.sharding.Mesh
+    stack: ExitStack
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        experiment = self.experiment
+        self.trainer = prepare_training(experiment, self.mesh)
+        self.main = jax.process_index() == 0
+        self.about = describe(experiment, self.configuration)
+        if self.directory is not None:
+            self._claim()
+        streamed = isinstance(experiment.data, Stream)
+        _, data_key, self.evaluation_key = keys_of_run(experiment.seed)
+        self.original = () if streamed else self.trainer.place(experiment.data.init(data_key))
+        self.source = self.original
+        self.test = None if experiment.test is None else sharded(experiment.test, self.trainer)
+        self.state, self.reduction = self.trainer.init()
+        self.about["parameters"] = parameter_count(self.state)
+        self.checkpoints = None
+        if self.directory is not None:
+            self.checkpoints = Checkpoints(self.directory / "checkpoints", self.trainer)
+            self.stack.callback(self.checkpoints.close)
+
+    def _claim(self) -> None:
+        """Take the directory for this run alone; an existing run must be of the same configuration."""
+        directory = self.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            self.stack.enter_context(_lock(directory))
+            if (directory / "manifest.json").exists():
+                check_same(directory, self.about)
+                self.about = {**self.about, "seconds": read_manifest(directory).get("seconds", 0.0)}
+            elif any(path.name != "lock" for path in directory.iterdir()):
+                raise ValueError(f"{directory} is not empty and holds no run: give another --run directory")
+            write_manifest(directory, self.about)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("claimed")
+
+    def resume(self, step: int | None) -> None:
+        steps = self.checkpoints.steps() if self.checkpoints else []
+        if step is not None and step not in steps:
+            raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
+        if not steps:
+            return
+        chosen = steps[-1] if step is None else step
+        try:
+            found = self.checkpoints.restore(chosen, self.original)
+        except ValueError as error:
+            earlier = [s for s in steps if s < chosen]
+            remedy = f"run again with --resume-from {earlier[-1]}" if earlier else "none before it: give another --run"
+            raise ValueError(f"{error}: {remedy}") from error
+        self.checkpoints.discard_after(chosen)
+        self.state, self.reduction = found.state, found.reduction
+        self.source = with_leaves(self.original, found.source)
+        if found.resized:
+            self.notes.append("the number of workers differs: their own memories of the reduction begin afresh")
+        self.notes.append(f"going on from step {chosen}")
+
+    def train(self, tensorboard: bool, stream: TextIO | None) -> Fitted:
+        experiment, step = self.experiment, int(self.state.step)
+        path = None if self.directory is None else self.directory / "metrics.jsonl"
+        if path is not None and path.exists() and self.main:
+            truncate_rows(path, step)
+        self.rows = read_rows(path) if path is not None and path.exists() else []
+        self.rows = [row for row in self.rows if not row.get("final")]
+        self.writers = [self.stack.enter_context(Rows(path))] if path is not None and self.main else []
+        if tensorboard and self.main and path is not None:
+            from jaxrobust.report.tensorboard import Events
+
+            self.writers.append(self.stack.enter_context(Events(self.directory)))
+        self.bar = self.stack.enter_context(progress(experiment.steps, step, stream, quiet=not self.main))
+        for note in self.notes:
+            self.bar.line(note)
+        stopping = self.stack.enter_context(_on_sigterm())
+        began, pending, batches = time.perf_counter(), [], self._batches(step)
+        self.clock, self.since = began, step
+        while step < experiment.steps:
+            if experiment.refresh_every and step % experiment.refresh_every == 0:
+                self._refresh(step)
+            fed = next(batches)
+            self.state, self.reduction, metrics = self.trainer.step(self.state, self.reduction, self.source, fed)
+            pending, step = [metrics], step + 1
+            last = step == experiment.steps
+            if step % experiment.log_every == 0 or last:
+                self._log(step, pending[-1])
+            if not last and experiment.evaluate_every and step % experiment.evaluate_every == 0:
+                self._evaluate(experiment.evaluate, step)
+            due = experiment.checkpoint_every and step % experiment.checkpoint_every == 0
+            stop = _agree(stopping, step)
+            if due or last or stop:
+                self._save()
+            if stop and not last:
+                self.checkpoints and self.checkpoints.wait()
+                self._finish("stopped", began)
+                self.bar.line(f"stopped at step {step}: the same command goes on")
+                return Fitted(self.state, predictor(self.trainer, self.state), self.rows, None, False)
+        if self.checkpoints:
+            self.checkpoints.wait()
+        evaluated = self._evaluate(experiment.final or experiment.evaluate, step, final=True)
+        self._keep(evaluated)
+        self._finish("finished", began)
+        return Fitted(self.state, predictor(self.trainer, self.state), self.rows, evaluated, True)
+
+    def _batches(self, step: int) -> Iterator[Any]:
+        data, experiment = self.experiment.data, self.experiment
+        if not isinstance(data, Stream):
+            while True:
+                yield ()
+        processes = (jax.process_index(), jax.process_count())
+        sharding = NamedSharding(self.mesh, P("data"))
+        for batch in data.batches(experiment.seed, step, experiment.batch_size, *processes):
+            yield jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+    def _refresh(self, step: int) -> None:
+        key = jax.random.fold_in(jax.random.fold_in(self.evaluation_key, 1), step)
+        self.source = self.experiment.data.refresh(key, self.source, predictor(self.trainer, self.state))
+
+    def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        self._check_finite(row["loss"])
+        now = time.perf_counter()
+        rate = (step - self.since) * self.experiment.batch_size / max(now - self.clock, 1e-9)
+        self.clock, self.since = now, step
+        self._write({"step": step, **row, "images_per_second": rate})
+        self.bar.update(
+            step,
+            loss=row["loss"],
+            clean=row.get("clean_accuracy"),
+            robust=row.get("adversarial_accuracy"),
+            images_per_second=rate,
+        )
+
+    def _check_finite(self, loss: float = math.nan) -> None:
+        failed = int(self.state.failed)
+        if failed < 0:
+            return
+        steps = self.checkpoints.steps() if self.checkpoints else []
+        last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no earlier checkpoint"
+        raise Diverged(f"the loss is {loss} and step {failed + 1} is not finite: lower the learning rate; {last}")
+
+    def _evaluate(self, evaluation: Evaluation, step: int, *, final: bool = False) -> Evaluated | None:
+        if self.test is None:
+            return None
+        began = time.perf_counter()
+        key = jax.random.fold_in(self.evaluation_key, 0)
+        found = evaluation(key, predictor(self.trainer, self.state), self.test)
+        self._write({"step": step, "split": "test", **({"final": True} if final else {}), **found.metrics})
+        accuracies = ", ".join(f"{name} {100 * value:.2f} %" for name, value in found.metrics.items())
+        self.bar.line(f"step {step}: {accuracies} of the test examples")
+        self.clock += time.perf_counter() - began
+        return found
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        for writer in self.writers:
+            writer.write(row)
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        self._check_finite()
+        self.checkpoints.save(self.state, self.reduction, changed_leaves(self.source, self.original))
+
+    def _keep(self, evaluated: Evaluated | None) -> None:
+        """Write what the final evaluation found beside the run's metrics."""
+        if evaluated is None or self.directory is None or not self.main:
+            return
+        if evaluated.curve:
+            curve = {"radii": list(evaluated.curve), "accuracy": list(evaluated.curve.values())}
+            (self.directory / "curve.json").write_text(json.dumps(curve) + "\n")
+        if evaluated.gallery is not None:
+            np.savez(self.directory / "gallery.npz", **evaluated.gallery._asdict())
+
+    def _finish(self, status: str, began: float) -> None:
+        if self.directory is None or not self.main:
+            return
+        seconds = self.about.get("seconds", 0.0) + time.perf_counter() - began
+        write_manifest(self.directory, {**self.about, "status": status, "seconds": round(seconds, 1)})
+        from jaxrobust.report.page import write_report
+
+        write_report(self.directory)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    import fcntl
+
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another run goes on in {directory}: wait for it, or give another --run") from error
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _on_sigterm() -> Iterator[threading.Event]:
+    """An event that a SIGTERM sets; several processes agree on the step through JAX's own preemption service instead."""
+    event = threading.Event()
+    alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    if not alone:
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _agree(stopping: threading.Event, step: int) -> bool:
+    if jax.process_count() == 1:
+        return stopping.is_set()
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+__all__ = ["Diverged", "Fitted", "fit", "jnp", "predictor", "sharded"]

@@ -1,0 +1,92 @@
+r"""Coordinate-wise gradient estimation (CGE): one difference quotient for every parameter.
+
+.. math:: g_i = \frac{f(\theta + \mu e_i) - f(\theta)}{\mu}, \quad
+          g_i = \frac{f(\theta + \mu e_i) - f(\theta - \mu e_i)}{2 \mu} \text{ (central)}
+
+with mu the smoothing and e_i the i-th unit vector. The error of g_i is mu f_ii / 2 + O(mu^2), of the central quotient
+mu^2 f_iii / 6 + O(mu^4); rounding adds about 2 eps |f| / mu.
+
+One leaf is perturbed at a time and mapped over its coordinates in chunks: what comes before the leaf in a network is
+then computed once a chunk, and no convolution sees weights and inputs mapped at once, which would make it a grouped one
+and slow. A `scan` over layers loses the first of these.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, State
+
+
+def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64) -> Estimator:
+    r"""Estimate the gradient coordinate by coordinate.
+
+    .. math:: g_i = (f(\theta + \mu e_i) - f(\theta)) / \mu
+
+    Args:
+      smoothing: mu > 0. 5e-3, the default of DeepZero, suits float32 and losses of order 1.
+      central: take both sides, for smooth functions.
+      chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it.
+
+    Returns:
+      An `Estimator` that makes d + 1 queries for d parameters, 2 d + 1 with `central`, and ignores its key.
+
+    Raises:
+      ValueError: for smoothing or chunk_size that is not positive; when called, for leaves that are not floats.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> found = coordinate(central=True)(jax.random.key(0), lambda x: jnp.sum(x**2), jnp.array([1.0, -3.0]))
+      >>> [round(g, 3) for g in found.gradient.tolist()], int(found.queries)
+      ([2.0, -6.0], 5)
+
+    Reference: Chen, Zhang, Jia, Diffenderfer, Liu, Parasyris, Zhang, Zhang, Kailkhura and Liu, "DeepZero: Scaling up
+    Zeroth-Order Optimization for Deep Model Training", https://arxiv.org/abs/2310.02025, 2024.
+    """
+    if not smoothing > 0:
+        raise ValueError(f"smoothing must be positive, got {smoothing}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+
+    def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
+        del key
+        check_floating(params)
+        leaves, structure = jax.tree.flatten(params)
+        values, aux = value_fn(params)
+        base = jnp.mean(values)
+
+        def leaf_gradient(number: int) -> Array:
+            leaf = leaves[number]
+
+            def value(index: Array, step: float) -> Array:
+                moved = leaf.reshape(-1).at[index].add(step).reshape(leaf.shape)
+                return jnp.mean(value_fn(structure.unflatten([*leaves[:number], moved, *leaves[number + 1 :]]))[0])
+
+            def slope(index: Array) -> Array:
+                if central:
+                    return (value(index, smoothing) - value(index, -smoothing)) / (2 * smoothing)
+                return (value(index, smoothing) - base) / smoothing
+
+            if not leaf.size:
+                return leaf
+            slopes = jax.lax.map(slope, jnp.arange(leaf.size), batch_size=min(chunk_size, leaf.size))
+            return slopes.reshape(leaf.shape).astype(leaf.dtype)
+
+        gradient = structure.unflatten([leaf_gradient(number) for number in range(len(leaves))])
+        queries = 1 + (2 if central else 1) * sum(leaf.size for leaf in leaves)
+        return Estimate(base, gradient, jnp.int32(queries), aux, state)
+
+    return Estimator(init=lambda params: (), estimate=estimate)
+
+
+def check_floating(params: Params) -> None:
+    """Refuse leaves that a small step cannot move, by name."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path) or "the only leaf"
+            raise ValueError(
+                f"params must have floating-point leaves, got {jnp.result_type(leaf)} at {name}: "
+                "leave it out with as_transform's where, or close over it"
+            )

@@ -1,0 +1,266 @@
+"""All-reduce: the same under every kind of mapped axis, and nothing but the mean where the mean is asked for."""
+
+import functools
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxrobust.aggregation import ReduceState, Reduction, all_reduce, codecs, exact_mean, rules
+from jaxrobust.typing import Codec, Rule
+
+WORKERS, KEY = 8, jax.random.key(3)
+BOTH = ("data", "worker")
+QSGD = codecs.qsgd(bits=3, bucket_size=8)
+# Tells workers apart: a permutation of them changes the result.
+NUMBERED = rules.stateless(lambda key, columns, alive, axis: (jnp.arange(1.0, 9.0) @ columns, jnp.arange(1.0, 9.0)))
+
+
+def gradients():
+    first, second = jax.random.split(jax.random.key(0))
+    return {"w": jax.random.normal(first, (WORKERS, 3, 5)), "b": jax.random.normal(second, (WORKERS, 4))}
+
+
+def stacked(state):
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (WORKERS, *jnp.shape(leaf))), state)
+
+
+def make(axis, **options):
+    reduce = all_reduce(axis, key=KEY, **options)
+    return reduce, stacked(reduce.init(jax.tree.map(lambda leaf: leaf[0], gradients())))
+
+
+def run_vmap(**options):
+    reduce, state = make("data", **options)
+    return jax.jit(jax.vmap(reduce.update, axis_name="data"))(gradients(), state)
+
+
+def each(update, gradients, state):
+    """The update of the one worker that a shard holds."""
+    found = update(*jax.tree.map(lambda leaf: leaf[0], (gradients, state)))
+    return jax.tree.map(lambda leaf: leaf[None], found)
+
+
+def run_shard_map(**options):
+    reduce, state = make("data", **options)
+    mesh = jax.make_mesh((WORKERS,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    local = functools.partial(each, reduce.update)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    return jax.jit(mapped)(gradients(), state)
+
+
+def run_nested(**options):
+    reduce, state = make(BOTH, **options)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+    local = jax.vmap(reduce.update, axis_name="worker")
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    return jax.jit(mapped)(gradients(), state)
+
+
+RUNS = {"vmap": run_vmap, "shard_map": run_shard_map, "nested": run_nested}
+
+
+def vector_of(tree, worker=0):
+    return np.concatenate([np.asarray(tree["b"][worker]), np.asarray(tree["w"][worker]).reshape(-1)])
+
+
+@functools.cache
+def by_hand(codec, rule, order=range(WORKERS), step=0):
+    trees = jax.device_get(gradients())
+    rows = []
+    for worker in order:
+        vector = vector_of(trees, worker)
+        key = jax.random.fold_in(jax.random.fold_in(KEY, step), worker)
+        wire, _ = jax.jit(codec.encode)(key, vector, codec.init(vector.size))
+        rows.append(codec.decode(wire, ())[: vector.size])
+    return rule.apply(None, jnp.stack(rows), jnp.ones(WORKERS, bool), (), None)[0]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_mean_of_the_workers(run):
+    reduced, _ = RUNS[run]()
+    reduced = jax.device_get(reduced)
+    for name, leaf in gradients().items():
+        for worker in range(WORKERS):
+            np.testing.assert_allclose(reduced[name][worker], leaf.mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("rule", [rules.median(), NUMBERED])
+def test_same_codes_and_order_under_every_axis(run, rule):
+    reduced, state = jax.device_get(RUNS[run](codec=QSGD, rule=rule))
+    # Keys and codes must be the same: any other code moves a coordinate by a whole level.
+    np.testing.assert_allclose(vector_of(reduced), by_hand(QSGD, rule), rtol=1e-5, atol=1e-5)
+    for worker in range(1, WORKERS):
+        np.testing.assert_array_equal(vector_of(reduced, worker), vector_of(reduced))
+    assert state.shared.count.tolist() == [1] * WORKERS
+    assert state.shared.bits.tolist() == [8 * 8 + 3 * 32] * WORKERS
+
+
+def test_another_order_of_workers_would_be_caught():
+    transposed = np.arange(WORKERS).reshape(4, 2).T.reshape(-1)
+    assert not np.allclose(
+        by_hand(QSGD, NUMBERED), by_hand(QSGD, NUMBERED, order=tuple(transposed.tolist())), rtol=1e-2
+    )
+
+
+def collectives(jaxpr, found):
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if any(
+            word in name for word in ("psum", "pmax", "pmin", "all_gather", "all_to_all", "permute", "reduce_scatter")
+        ):
+            found.append((name, [variable.aval for variable in equation.invars]))
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            collectives(inner, found)
+    return found
+
+
+def traced(**options):
+    reduce, state = make("data", **options)
+    one = jax.tree.map(lambda leaf: leaf[0], (gradients(), state))
+    return collectives(jax.make_jaxpr(reduce.update, axis_env=[("data", WORKERS)])(*one).jaxpr, []), one[1]
+
+
+def test_exact_mean_is_one_pmean_of_each_leaf():
+    found, _ = traced()
+    assert {name.removesuffix("_invariant") for name, _ in found} == {"psum"}
+    assert sum(len(avals) for _, avals in found) == 2
+    assert exact_mean("data").exact
+    assert not all_reduce("data", rule=rules.median()).exact
+    assert not all_reduce("data", codec=QSGD, key=KEY).exact
+
+
+def test_only_the_packed_message_is_gathered():
+    found, state = traced(codec=QSGD, rule=rules.median())
+    gathered = [aval for name, avals in found if name.startswith("all_gather") for aval in avals]
+    assert {aval.dtype.name for aval in gathered} == {"uint8", "float32"}
+    assert sum(aval.size * aval.dtype.itemsize * 8 for aval in gathered) == state.shared.bits
+    # The uncoded reduction sends 32 bits a coordinate, and says so.
+    _, plain = traced(rule=rules.median())
+    assert plain.shared.bits == 32 * 19
+
+
+def test_a_worker_that_is_not_finite_is_left_out_and_counted():
+    for rule in (rules.mean(), rules.median()):
+        reduce, state = make("data", codec=QSGD, rule=rule)
+        sick = gradients()
+        sick["b"] = sick["b"].at[5, 0].set(jnp.nan)
+        reduced, after = jax.jit(jax.vmap(reduce.update, axis_name="data"))(sick, state)
+        assert np.isfinite(vector_of(reduced)).all()
+        assert after.shared.dropped.tolist() == [1] * WORKERS
+    reduce, state = make("data")
+    reduced, _ = jax.vmap(reduce.update, axis_name="data")(sick, state)
+    assert np.isnan(reduced["b"][0, 0])
+
+
+def test_dtypes_are_kept_and_one_trace_serves_all_steps():
+    traces = []
+    reduce = all_reduce("data", codec=QSGD, rule=rules.median(), key=KEY)
+    trees = {"half": gradients()["b"].astype(jnp.bfloat16), "full": gradients()["w"]}
+
+    @jax.jit
+    @functools.partial(jax.vmap, axis_name="data")
+    def update(tree, state):
+        traces.append(0)
+        return reduce.update(tree, state)
+
+    state = stacked(reduce.init(jax.tree.map(lambda leaf: leaf[0], trees)))
+    found = []
+    for _ in range(3):
+        reduced, state = update(trees, state)
+        found.append(np.asarray(reduced["full"][0]))
+    assert (reduced["half"].dtype, reduced["full"].dtype) == (jnp.bfloat16, jnp.float32)
+    assert len(traces) == 1
+    assert state.shared.count[0] == 3
+    # A step has a key of its own.
+    assert not np.array_equal(found[0], found[1])
+
+
+def remembering() -> Codec:
+    """Rounds to whole multiples of a level that adapts to the largest value, and remembers its errors."""
+
+    def encode(key, x, state):
+        level, memory = state
+        wire = jnp.round((x + memory) / level)
+        return wire, x + memory - level * wire
+
+    return Codec(
+        init=lambda dimension: (jnp.float32(1.0), jnp.zeros(dimension)),
+        encode=encode,
+        decode=lambda wire, level: level * wire,
+        observe=lambda x, state, axis: jax.lax.pmax(jnp.max(jnp.abs(x)), axis),
+        adapt=lambda level: level / 4,
+    )
+
+
+def counting() -> Rule:
+    """The mean, times the number of steps so far."""
+    return Rule(
+        init=lambda workers, columns: jnp.float32(1.0),
+        apply=lambda key, columns, alive, state, axis: (state * columns.mean(0), state + 1, alive.astype(jnp.float32)),
+    )
+
+
+def test_memories_are_each_workers_own_and_the_rest_is_shared():
+    reduce = all_reduce("data", codec=remembering(), rule=counting(), key=KEY)
+    rows = gradients()["b"]
+    state = stacked(reduce.init(rows[0]))
+    # One result for all workers, and known to be one: `out_axes=None` would fail otherwise.
+    step = jax.jit(jax.vmap(reduce.update, axis_name="data", out_axes=(None, 0)))
+    first, state = step(rows, state)
+    level = float(jnp.max(jnp.abs(rows))) / 4
+    np.testing.assert_allclose(state.shared.codec, [level] * WORKERS, rtol=1e-6)
+    memory = rows - level * jnp.round(rows / level)
+    np.testing.assert_allclose(state.own, memory, atol=1e-5)
+    assert len(np.unique(np.asarray(state.own), axis=0)) == WORKERS
+    second, state = step(rows, state)
+    expected = 2 * (level * jnp.round((rows + memory) / level)).mean(0)
+    np.testing.assert_allclose(second, expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(second, first)
+    assert state.shared.rule.tolist() == [3.0] * WORKERS
+
+
+def test_second_hop_is_rounded_alike_by_all():
+    reduced, _ = run_shard_map(rule=rules.median(), broadcast_codec=QSGD)
+    plain = by_hand(codecs.float32(), rules.median())
+    wire, _ = QSGD.encode(jax.random.fold_in(jax.random.fold_in(KEY, 0), WORKERS + 1), plain, QSGD.init(plain.size))
+    np.testing.assert_allclose(vector_of(reduced), QSGD.decode(wire, ())[: plain.size], rtol=1e-5)
+    np.testing.assert_array_equal(vector_of(reduced, 5), vector_of(reduced))
+    assert not np.allclose(vector_of(reduced), plain, rtol=1e-2)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -1e30])
+def test_other_quantities_join_by_the_rules_kind(bad):
+    metrics = {"loss": jnp.arange(8.0).at[0].set(bad), "mean": jnp.ones((8, 3))}
+
+    def combined(reduce, axis="data"):
+        return jax.vmap(lambda tree: reduce.combine(tree, ()), axis_name=axis, out_axes=None)(metrics)
+
+    robust = combined(all_reduce("data", rule=rules.median()))
+    assert robust["loss"] == (4.0 if not np.isfinite(bad) else 3.5)
+    np.testing.assert_array_equal(robust["mean"], jnp.ones(3))
+    assert not abs(combined(exact_mean("data"))["loss"]) < 8
+
+
+def test_it_is_an_optax_transformation():
+    reduce = exact_mean("data")
+    assert isinstance(reduce, (optax.GradientTransformationExtraArgs, Reduction))
+    init, update = reduce
+    assert (init, update) == (reduce.init, reduce.update)
+    assert isinstance(init(jnp.zeros(2)), ReduceState)
+    chain = optax.chain(reduce, optax.sgd(1.0))
+    rows = jnp.arange(8.0)
+    updates, _ = jax.vmap(chain.update, in_axes=(0, None), axis_name="data")(rows, chain.init(rows[0]))
+    np.testing.assert_array_equal(updates, [-3.5] * 8)
+
+
+def test_a_rounding_codec_needs_a_key():
+    with pytest.raises(ValueError, match="key must be given for a codec that rounds, got None"):
+        all_reduce("data", codec=QSGD)
+    with pytest.raises(ValueError, match="key must be given"):
+        all_reduce("data", broadcast_codec=QSGD)

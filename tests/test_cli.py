@@ -1,0 +1,295 @@
+"""The command line: what a user can put wrong is told in one line, with exit code 2, and loses nothing."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrobust import cli
+
+CONFIG = '''
+"""A small run for tests."""
+import optax
+from jaxrobust import attacks, data, geometry, models, objectives, train
+
+
+def experiment(
+    *,
+    steps: int = 20,
+    batch_size: int = 64,
+    seed: int = 0,
+    radius: float = 0.1,
+    learning_rate: float = 0.1,
+    images: str | None = None,
+    dataset: str | None = None,
+    checkpoint_every: int = 5,
+) -> train.Experiment:
+    """A small run.
+
+    Args:
+      steps: updates.
+      radius: of the ball.
+    """
+    ball = geometry.linf()
+    splits = data.digits()
+    if dataset is not None:
+        splits = data.tfds(dataset)
+    source = splits.train if images is None else data.npz(images)
+    return train.Experiment(
+        model=models.mlp(10, widths=(16,)),
+        data=source,
+        test=splits.test,
+        objective=objectives.adversarial(attacks.fgsm(ball, radius)),
+        optimizer=optax.sgd(learning_rate),
+        evaluate=attacks.accuracy({"pgd-2": attacks.pgd(ball, radius, steps=2)}, examples=64, batch_size=64),
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        log_every=1,
+        checkpoint_every=checkpoint_every,
+    )
+'''
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "configs" / "small.py"
+    path.parent.mkdir()
+    path.write_text(CONFIG)
+    return path
+
+
+def refused(capsys, *words):
+    """Run a command that must be refused; give its line."""
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as exit_:
+        code = exit_.code
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2, line
+    assert line.startswith("jaxrobust: ")
+    assert "Traceback" not in line
+    return line
+
+
+def command(*words, **options):
+    """The same command as a process of its own."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxrobust.cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def test_train_evaluate_compare_and_go_on(capsys, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    assert cli.main(["train", str(config), "--run", str(run), "--steps", "10"]) == 0
+    first = capsys.readouterr().out
+    assert "pgd-2: " in first
+    assert {path.name for path in run.iterdir()} >= {"manifest.json", "metrics.jsonl", "report.html", "checkpoints"}
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["configuration"]["arguments"]["steps"] == 10
+    assert manifest["configuration"]["source"] == CONFIG
+    assert set(manifest) >= {"versions", "commit", "data", "keys", "devices", "seed"}
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:3] == first.splitlines()[:2]
+    rows = (run / "metrics.jsonl").read_text()
+    assert cli.main(["train", str(config), "--run", str(run), "--steps", "10"]) == 0
+    assert capsys.readouterr().out == first
+    assert (run / "metrics.jsonl").read_text() == rows
+    other = tmp_path / "other"
+    assert cli.main(["train", str(config), "--run", str(other), "--steps", "5"]) == 0
+    assert cli.main(["compare", str(run), str(other)]) == 0
+    table = capsys.readouterr().out
+    assert "pgd-2" in table
+    assert "run" in table
+    assert "other" in table
+
+
+def test_runs_are_named_after_what_differs(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "configs/small.py", "--steps", "2", "--seed", "3"]) == 0
+    assert (tmp_path / "runs" / "small-steps=2-seed=3" / "manifest.json").exists()
+
+
+def test_help_shows_the_flags_of_a_configuration(capsys, config):
+    assert cli.main(["train", str(config), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--radius FLOAT" in text
+    assert "of the ball" in text
+    assert "--resume-from" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "absent.py"], "no configuration file absent.py"),
+        (["train"], "give the path of a configuration"),
+        (["train", "CONFIG", "--raduis", "1"], "has no flag --raduis: did you mean --radius?"),
+        (["train", "CONFIG", "--steps", "many"], "Error parsing --steps: invalid literal for int()"),
+        (["train", "CONFIG", "--dataset", "mnits"], "mnits"),
+        (["train", "CONFIG", "--images", "absent.npz"], "absent.npz"),
+        (["train", "CONFIG", "--radius", "-1"], "radius must be positive, got -1.0"),
+        (["train", "CONFIG", "--batch-size", "36"], "batch_size must be a multiple of 8"),
+        (["train", "CONFIG", "--process", "0"], "need --coordinator"),
+        (["train", "CONFIG", "--resume-from", "7"], "no checkpoint of step 7"),
+        (["evaluate", "absent"], "absent is not a run"),
+        (["evaluate", "absent", "--frobnicate"], "unknown argument --frobnicate"),
+        (["compare", "absent"], "absent"),
+        (["data", "prepare", "mnits"], "mnits"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unknown_things_and_numbers_out_of_range(capsys, config, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, *[config if word == "CONFIG" else word for word in words])
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda image, label: (image * 255, label), "images must lie in [0, 1], got a maximum of 255"),
+        (lambda image, label: (image - 0.5, label), "images must lie in [0, 1], got a minimum of -0.5"),
+        (lambda image, label: (image, label - 1), "label"),
+        (lambda image, label: (image, label[:-1]), "99"),
+    ],
+    ids=["range", "negative", "label", "length"],
+)
+def test_bad_images_and_labels(capsys, config, tmp_path, change, said):
+    image = np.linspace(0, 1, 100 * 64, dtype=np.float32).reshape(100, 8, 8, 1)
+    label = np.arange(100) % 10
+    image, label = change(image, label)
+    np.savez(tmp_path / "bad.npz", image=image, label=label)
+    line = refused(capsys, "train", config, "--images", tmp_path / "bad.npz", "--run", tmp_path / "run")
+    assert said in line
+
+
+def test_a_run_of_another_configuration_is_left_alone(capsys, config, tmp_path):
+    run = tmp_path / "run"
+    assert cli.main(["train", str(config), "--run", str(run), "--steps", "2"]) == 0
+    before = (run / "manifest.json").read_text()
+    capsys.readouterr()
+    assert "steps was 2, now 3" in refused(capsys, "train", config, "--run", run, "--steps", "3")
+    config.write_text(CONFIG + "\n# changed\n")
+    assert "another configuration" in refused(capsys, "train", config, "--run", run, "--steps", "2")
+    assert "is not the configuration that trained" in refused(capsys, "evaluate", run, "--config", config)
+    assert (run / "manifest.json").read_text() == before
+    stray = tmp_path / "stray"
+    stray.mkdir()
+    (stray / "thesis.txt").write_text("precious")
+    assert "is not empty and holds no run" in refused(capsys, "train", config, "--run", stray)
+    assert (stray / "thesis.txt").read_text() == "precious"
+
+
+def test_nothing_that_came_with_a_run_is_executed(capsys, config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert cli.main(["train", str(config), "--run", str(run), "--steps", "2"]) == 0
+    capsys.readouterr()
+    marker = tmp_path / "executed"
+    planted = run / "configs" / "small.py"
+    planted.parent.mkdir()
+    planted.write_text(f"open({str(marker)!r}, 'w')\n" + CONFIG)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["configuration"]["name"] = str(planted)
+    import hashlib
+
+    manifest["configuration"]["sha256"] = hashlib.sha256(planted.read_bytes()).hexdigest()
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(run)
+    assert "came with the run" in refused(capsys, "evaluate", run)
+    assert "came with the run" in refused(capsys, "evaluate", run, "--config", planted)
+    assert not marker.exists()
+    # The control: the same file is executed once the user has it elsewhere.
+    own = tmp_path / "own.py"
+    own.write_text(planted.read_text())
+    assert cli.main(["evaluate", str(run), "--config", str(own)]) == 0
+    assert marker.exists()
+
+
+def test_a_truncated_checkpoint_is_named_and_the_last_good_one_loads(capsys, config, tmp_path):
+    run = tmp_path / "run"
+    assert cli.main(["train", str(config), "--run", str(run), "--steps", "10"]) == 0
+    last = run / "checkpoints" / "10"
+    biggest = max((path for path in last.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(biggest, biggest.stat().st_size // 2)
+    capsys.readouterr()
+    line = refused(capsys, "train", config, "--run", run, "--steps", "10")
+    assert "checkpoint 10" in line
+    assert "--resume-from 5" in line
+    assert "checkpoint 10" in refused(capsys, "evaluate", run, "--config", config)
+    assert cli.main(["evaluate", str(run), "--config", str(config), "--step", "5"]) == 0
+    assert cli.main(["train", str(config), "--run", str(run), "--steps", "10", "--resume-from", "5"]) == 0
+    assert cli.main(["evaluate", str(run), "--config", str(config)]) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(capsys, config, tmp_path):
+    run = tmp_path / "run"
+    words = ["train", config, "--run", run, "--learning-rate", "1e38", "--checkpoint-every", "1"]
+    line = refused(capsys, *words)
+    assert "is not finite: lower the learning rate" in line
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_two_runs_in_one_directory(capsys, config, tmp_path):
+    run = tmp_path / "run"
+    first = command("train", config, "--run", run, "--steps", "100000")
+    try:
+        for _ in range(600):
+            if (run / "metrics.jsonl").exists():
+                break
+            time.sleep(0.1)
+        line = refused(capsys, "train", config, "--run", run, "--steps", "100000")
+        assert "another run goes on in" in line
+    finally:
+        first.send_signal(signal.SIGTERM)
+        out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    assert "the same command goes on" in err + out
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_saving(config, tmp_path):
+    run = tmp_path / "run"
+    words = ["train", config, "--run", run, "--steps", "30"]
+    good = command("train", config, "--run", run, "--steps", "30", "--checkpoint-every", "5")
+    assert good.wait(timeout=120) == 0
+    full = tmp_path / "full"
+
+    def limit():
+        # A write beyond the limit fails as on a full disk; the signal that would kill the process is ignored.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    process = command(*words[:3], full, *words[4:], preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "could not be saved" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert cli.main(["train", str(config), "--run", str(full), "--steps", "30"]) == 0
+
+
+def test_a_process_of_its_own_shows_one_line(config, tmp_path):
+    process = command("train", config, "--run", tmp_path / "run", "--radius", "-1")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert (out, err) == ("", "jaxrobust: radius must be positive, got -1.0\n")
+    shown = command("train", config, "--run", tmp_path / "run", "--radius", "-1", "--traceback")
+    _, err = shown.communicate(timeout=60)
+    assert "Traceback" in err
+    assert Path(config).name in err

@@ -1,0 +1,59 @@
+"""Train PGD-TRADES with synchronized batch norm and print the loss of every step as JSON.
+
+    python curve.py DEVICES DTYPE STEPS [PROCESS PORT]
+
+With PROCESS, two of these join on the loopback address, with DEVICES devices each.
+"""
+
+import json
+import os
+import sys
+
+devices, dtype, steps = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_X64"] = str(int(dtype == "float64"))
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+if len(sys.argv) > 4:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[5]}", 2, int(sys.argv[4]))
+
+from jaxrobust import data, geometry, models, objectives, train
+
+
+class Net(nn.Module):
+    """Two layers with batch norm, in one dtype throughout."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        kind = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(dtype)}
+        x = nn.Dense(32, **kind)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, **kind)(x)
+        return nn.Dense(10, **kind)(nn.relu(x))
+
+
+def main():
+    digits = data.digits()
+    source = data.transformed(digits.train, lambda key, image: image.astype(dtype))
+    experiment = train.Experiment(
+        model=models.linen(Net()),
+        data=source,
+        objective=objectives.trades(geometry.linf(), 0.1, beta=3.0, steps=5, step_size=0.03),
+        optimizer=optax.sgd(0.05, momentum=0.9),
+        batch_size=64,
+        steps=steps,
+        log_every=1,
+    )
+    rows = train.fit(experiment).rows
+    if jax.process_index() == 0:
+        print(json.dumps([row["loss"] for row in rows]))
+
+
+main()

@@ -1,0 +1,44 @@
+"""The same run on one, two and eight devices, and on two processes of two devices."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("curve.py")
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def curve(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return np.array(json.loads(out.splitlines()[-1]))
+
+
+def two_processes(dtype, steps):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, second = (start(2, dtype, steps, process, port) for process in (0, 1))
+    losses = curve(first)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "steps", "tolerance"), [("float64", 100, 1e-6), ("float32", 5, 1e-5)])
+def test_loss_curves_do_not_depend_on_the_devices(dtype, steps, tolerance):
+    one = curve(start(1, dtype, steps))
+    assert one[-1] < one[0] or steps < 10
+    for other in (curve(start(2, dtype, steps)), curve(start(8, dtype, steps)), two_processes(dtype, steps)):
+        np.testing.assert_allclose(other, one, rtol=tolerance)

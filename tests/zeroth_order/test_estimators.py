@@ -1,0 +1,105 @@
+"""Laws that every zeroth-order estimator keeps; a new estimator is a new row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust.typing import backprop
+from jaxrobust.zeroth_order import coordinate, random_directions
+
+ROWS = {
+    "coordinate": (coordinate(chunk_size=3), lambda d: d + 1),
+    "coordinate_central": (coordinate(central=True, chunk_size=4), lambda d: 2 * d + 1),
+    "random_directions": (random_directions(directions=5), lambda d: 6),
+}
+PARAMS = {"a": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "empty": jnp.zeros((0, 4)), "scalar": jnp.float32(0.5)}
+
+
+def losses(params):
+    return jnp.tanh(params["a"].sum(1) + params["scalar"]) ** 2 + params["empty"].sum()
+
+
+def counted(function, calls):
+    """The function, through a callback that counts on the host how often it is evaluated."""
+
+    def count(value):
+        calls.append(0)
+        return value
+
+    def evaluated(params):
+        values = function(params)
+        shape = jax.ShapeDtypeStruct(values.shape, values.dtype)
+        return jax.pure_callback(count, shape, values, vmap_method="sequential")
+
+    return evaluated
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_queries_are_counted_right(name):
+    estimator, expected = ROWS[name]
+    calls = []
+    found = jax.jit(lambda key, params: estimator(key, counted(losses, calls), params))(jax.random.key(0), PARAMS)
+    jax.block_until_ready(found.gradient)
+    assert len(calls) == int(found.queries) == expected(7)
+    assert found.queries.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_value_aux_and_shapes(name):
+    estimator, _ = ROWS[name]
+
+    def with_aux(params):
+        return losses(params), {"seen": params["scalar"]}
+
+    found = estimator(jax.random.key(0), with_aux, PARAMS, has_aux=True)
+    np.testing.assert_allclose(found.value, losses(PARAMS).mean(), rtol=1e-6)
+    assert found.aux["seen"] == 0.5
+    assert jax.tree.map(jnp.shape, found.gradient) == jax.tree.map(jnp.shape, PARAMS)
+    jitted = jax.jit(lambda key: estimator(key, losses, PARAMS))(jax.random.key(0))
+    for one, other in zip(jax.tree.leaves(found.gradient), jax.tree.leaves(jitted.gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_dtype_is_kept(name, dtype):
+    estimator, _ = ROWS[name]
+    found = estimator(jax.random.key(0), lambda x: jnp.sum(x.astype(jnp.float32)), jnp.ones(3, dtype))
+    assert found.gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_descends_like_the_exact_gradient(name):
+    estimator, _ = ROWS[name]
+    target = jnp.array([1.0, -2.0, 0.5])
+
+    def value(x):
+        return (x - target) ** 2
+
+    x = jnp.zeros(3)
+    step = jax.jit(lambda key, x: x - 0.1 * estimator(key, value, x).gradient)
+    for key in jax.random.split(jax.random.key(0), 300):
+        x = step(key, x)
+    assert jnp.max(jnp.abs(x - target)) < 0.05
+    assert jnp.max(jnp.abs(backprop()(key, value, x).gradient)) < 0.05
+    # Ascending leaves the minimum: the check sees a wrong sign.
+    assert jnp.mean(value(step(key, target + 1) * 2 - (target + 1))) < jnp.mean(value(target + 1))
+    assert jnp.mean(value(2 * (target + 1) - step(key, target + 1))) > jnp.mean(value(target + 1))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_leaves_that_are_not_floats_are_refused(name):
+    estimator, _ = ROWS[name]
+    with pytest.raises(ValueError, match=r"params must have floating-point leaves, got int32 at \['steps'\]"):
+        estimator(jax.random.key(0), lambda tree: tree["a"], {"a": jnp.ones(2), "steps": jnp.arange(2)})
+
+
+def test_bad_arguments_are_refused():
+    for build in (coordinate, random_directions):
+        with pytest.raises(ValueError, match=r"smoothing must be positive, got -1\.0"):
+            build(smoothing=-1.0)
+    with pytest.raises(ValueError, match="chunk_size must be positive, got 0"):
+        coordinate(chunk_size=0)
+    with pytest.raises(ValueError, match="directions must be positive, got 0"):
+        random_directions(directions=0)
