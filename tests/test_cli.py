@@ -203,7 +203,7 @@ def test_nothing_that_came_with_a_run_is_executed(capsys, config, tmp_path, monk
     marker = tmp_path / "executed"
     planted = run / "configs" / "small.py"
     planted.parent.mkdir()
-    planted.write_text(f"open({str(marker)!r}, 'w')\n" + CONFIG)
+    planted.write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n" + CONFIG)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["configuration"]["name"] = str(planted)
     import hashlib
@@ -221,11 +221,13 @@ def test_nothing_that_came_with_a_run_is_executed(capsys, config, tmp_path, monk
     assert marker.exists()
 
 
+# Orbax's reader leaves a coroutine behind where it fails in the middle of a file.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_truncated_checkpoint_is_named_and_the_last_good_one_loads(capsys, config, tmp_path):
     run = tmp_path / "run"
     assert cli.main(["train", str(config), "--run", str(run), "--steps", "10"]) == 0
     last = run / "checkpoints" / "10"
-    biggest = max((path for path in last.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    biggest = max((path for path in last.glob("state/**/d/*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
     capsys.readouterr()
     line = refused(capsys, "train", config, "--run", run, "--steps", "10")

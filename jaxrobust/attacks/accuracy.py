@@ -1,7 +1,7 @@
 """Accuracy before and after attacks: what the evaluate slot of an experiment holds by default.
 
-An attacked example counts as right only if the model is right on the clean image as well: the worst case of the two. Keys
-hang on an example's number in its source, so that results depend on neither batch size nor device count.
+An attacked example counts as right only if the model is right on the clean image as well: the worst case of the two.
+Keys hang on an example's number in its source, so that results depend on neither batch size nor device count.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +38,8 @@ def accuracy(
         largest radius where there is none).
 
     Returns:
-      `(key, predict, source) -> Evaluated`, for a source in order (`shuffle=False`). Its metrics are "clean" and one for
-      each attack, in [0, 1].
+      `(key, predict, source) -> Evaluated`, for a source in order (`shuffle=False`). Its metrics are "clean" and one
+      for each attack, in [0, 1].
 
     Raises:
       ValueError: for numbers out of range, or a gallery or radii without an attack.

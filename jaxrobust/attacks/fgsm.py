@@ -1,4 +1,7 @@
-r"""The fast gradient sign method: one step, :math:`x + \eta \arg\max_{\|d\| \le 1} \langle d, \nabla \ell(x) \rangle`."""
+r"""The fast gradient sign method, in any norm: one step of projected gradient ascent.
+
+.. math:: x' = P\left(x + \eta \arg\max_{\|d\| \le 1} \langle d, \nabla \ell(x) \rangle\right)
+"""
 
 from jaxrobust.attacks import losses
 from jaxrobust.attacks.pgd import pgd

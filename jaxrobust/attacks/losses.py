@@ -80,4 +80,4 @@ def kl_divergence(logits: Array, probabilities: Array) -> Array:
 
 
 def _precise(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)

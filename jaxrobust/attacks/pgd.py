@@ -91,19 +91,22 @@ def pgd(
             found, _ = repeat(ascend, (bring_in(begun), keys), steps)
             return found
 
-        best = one(keys)
         if restarts == 1:
-            return best
+            return one(keys)
+
+        def restart(i: Array | int) -> Array:
+            return one(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))
 
         def again(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
             best, highest = carry
-            found = one(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))
+            found = restart(i)
             height = loss(logits_fn(found), labels)
             better = height > highest
             kept = jnp.where(better.reshape(-1, *(1,) * (images.ndim - 1)), found, best)
             return (kept, jnp.maximum(height, highest)), None
 
-        (best, _), _ = jax.lax.scan(again, (best, loss(logits_fn(best), labels)), jnp.arange(1, restarts))
+        first = restart(0)
+        (best, _), _ = jax.lax.scan(again, (first, loss(logits_fn(first), labels)), jnp.arange(1, restarts))
         return best
 
     return attack

@@ -6,6 +6,7 @@ position of it at a time. Batches run on from one epoch into the next: each exam
 """
 
 import hashlib
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -72,19 +73,21 @@ def arrays(images: np.ndarray, labels: np.ndarray, *, classes: int | None = None
     _check_images(images)
     _check_labels(labels, len(images), classes)
     labels = labels.astype(np.int32)
-    size = len(images)
+    length = len(images)
 
     def init(key: Key) -> ArraysState:
         return ArraysState(jnp.asarray(images), jnp.asarray(labels), key)
 
-    def batch(state: ArraysState, step: Array | int, rows: Array, size_of_batch: int) -> Batch:
-        number = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(size_of_batch) + rows.astype(jnp.uint32)
-        index = _shuffled(state.key, number, size) if shuffle else jnp.minimum(number, jnp.uint32(size - 1))
+    def batch(state: ArraysState, step: Array | int, rows: Array, size: int) -> Batch:
+        number = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(size) + rows.astype(jnp.uint32)
+        if shuffle:
+            index, inside = _shuffled(state.key, number, length), jnp.ones(rows.shape, bool)
+        else:
+            index, inside = jnp.minimum(number, jnp.uint32(length - 1)), number < jnp.uint32(length)
         index = index.astype(jnp.int32)
-        inside = jnp.ones(rows.shape, jnp.float32) if shuffle else (number < jnp.uint32(size)).astype(jnp.float32)
-        return Batch(unit_floats(state.images[index]), state.labels[index], index, inside)
+        return Batch(unit_floats(state.images[index]), state.labels[index], index, inside.astype(jnp.float32))
 
-    return Source(init, batch, size, fingerprint_of(images, labels))
+    return Source(init, batch, length, fingerprint_of(images, labels))
 
 
 def unit_floats(images: Array) -> Array:
@@ -115,10 +118,11 @@ def fingerprint_of(*parts: np.ndarray | str) -> str:
             digest.update(f"{len(part)}:{part}".encode())
         else:
             digest.update(f"{part.dtype.str}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).data)
+            digest.update(part.tobytes())
     return digest.hexdigest()
 
 
+@partial(jax.jit, static_argnums=2)
 def _shuffled(key: Key, number: Array, size: int) -> Array:
     def one(n: Array) -> Array:
         return permuted(jax.random.fold_in(key, n // jnp.uint32(size)), n % jnp.uint32(size), size)

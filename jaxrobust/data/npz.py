@@ -50,11 +50,10 @@ def npz(
     if not paths:
         raise ValueError("path must be at least one file, got none")
     found = [read_npz(Path(each), image, label) for each in paths]
-    try:
-        images, labels = (np.concatenate([each[name] for each in found]) for name in (image, label))
-    except ValueError as error:
-        shapes = ", ".join(str(each[image].shape) for each in found)
-        raise ValueError(f"images of several files must be of one shape, got {shapes}") from error
+    kinds = sorted({f"{each[image].dtype}{list(each[image].shape[1:])}" for each in found})
+    if len(kinds) > 1:
+        raise ValueError(f"images of several files must be of one dtype and shape, got {kinds[0]} and {kinds[1]}")
+    images, labels = (np.concatenate([each[name] for each in found]) for name in (image, label))
     return arrays(images, labels, classes=classes, shuffle=shuffle)
 
 
@@ -74,15 +73,13 @@ def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> dict[str,
     """
     if not path.is_file():
         raise ValueError(f"no file {path}: give the path of an .npz file with {' and '.join(names)}")
-    try:
-        opened = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no complete .npz file ({error}): write it again with numpy.savez") from error
-    if isinstance(opened, np.ndarray):
-        raise ValueError(
-            f"{path} holds one array without a name: write it with numpy.savez(path, image=..., label=...)"
-        )
-    with opened:
+    with path.open("rb") as file:
+        try:
+            opened = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no complete .npz file ({error}): write it again with numpy.savez") from error
+        if isinstance(opened, np.ndarray):
+            raise ValueError(f"{path} holds an array without a name: write numpy.savez(path, image=..., label=...)")
         for name in names:
             if name not in opened:
                 raise ValueError(f"{path} has no array {name!r}: it has {', '.join(opened) or 'none'}")

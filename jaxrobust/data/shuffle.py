@@ -20,8 +20,9 @@ import jax.numpy as jnp
 
 from jaxrobust.typing import Array, Key
 
-ROUNDS = 24
-"""Four of them are the proof's; twice that leaves no trace in pairs of positions down to the smallest N."""
+ROUNDS, ROUNDS_OF_FEW = 8, 24
+"""Four are the proof's, for large N. Up to 32 examples take more: of 5, 8 rounds leave 10 % of error in how often a
+pair of numbers comes at a pair of positions, 16 still show in 200,000 orders, and 24 do not."""
 
 
 def permuted(key: Key, position: Array, size: int) -> Array:
@@ -46,11 +47,12 @@ def permuted(key: Key, position: Array, size: int) -> Array:
     left_mask, right_mask = jnp.uint32(2 ** (bits - low) - 1), jnp.uint32(2**low - 1)
     # The key's own words, not draws from it: under `vmap` some generators draw by the batch.
     words = jax.random.key_data(key).astype(jnp.uint32)
-    keys = [_mixed(words[i % words.size] + jnp.uint32(i * 0x9E3779B9 % 2**32)) for i in range(ROUNDS)]
+    rounds = ROUNDS if bits > 5 else ROUNDS_OF_FEW
+    keys = [_mixed(words[i % words.size] + jnp.uint32(i * 0x9E3779B9 % 2**32)) for i in range(rounds)]
 
     def network(value: Array) -> Array:
         left, right = value >> jnp.uint32(low), value & right_mask
-        for i in range(0, ROUNDS, 2):
+        for i in range(0, rounds, 2):
             left = left ^ (_mixed(right ^ keys[i]) & left_mask)
             right = right ^ (_mixed(left ^ keys[i + 1]) & right_mask)
         return (left << jnp.uint32(low)) | right

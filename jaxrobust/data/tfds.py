@@ -153,7 +153,9 @@ def _prepared(name: str, data_dir: str | Path | None) -> Any:
 def _examples(builder: Any, split: str, image: str, label: str) -> Sequence[Any]:
     for feature in (image, label):
         if feature not in builder.info.features:
-            raise ValueError(f"{builder.name} has no feature {feature!r}: it has {', '.join(builder.info.features)}")
+            raise ValueError(
+                f"{builder.name} has no feature {feature!r}: it has {', '.join(sorted(builder.info.features))}"
+            )
     try:
         examples = builder.as_data_source(split)
         length = len(examples)
@@ -162,10 +164,10 @@ def _examples(builder: Any, split: str, image: str, label: str) -> Sequence[Any]
             f"{builder.name} in {builder.data_dir} is not in ArrayRecord files: move it away and run "
             f"`jaxrobust data prepare {builder.name}`"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{builder.name} has no split {split!r}: it has {', '.join(builder.info.splits)}") from error
+    except ValueError:
+        length = 0
     if not length:
-        raise ValueError(f"split {split!r} of {builder.name} must hold at least one example, got none")
+        raise ValueError(f"no examples in split {split!r} of {builder.name}: it has {', '.join(builder.info.splits)}")
     return examples
 
 
@@ -197,6 +199,6 @@ def _in_one_line(name: str) -> Iterator[None]:
         raise ValueError(
             f"preparing {name} needs the module {missing}: pip install 'jaxrobust[prepare]'{extra}"
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} could not be prepared: {said}") from error

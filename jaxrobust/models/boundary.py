@@ -23,17 +23,17 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 def bounded(
     init: Callable[[Key, PyTree], tuple[Params, State]],
     apply: Callable[..., tuple[PyTree, State]],
-    over: Callable[[AxisName], Model] | None,
+    over: Callable[[AxisName], Callable[..., tuple[PyTree, State]]] | None,
     *,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: Sequence[float] | float | None,
+    std: Sequence[float] | float | None,
 ) -> Model:
     """Make a `Model` of a bare network.
 
     Args:
       init: `(key, inputs) -> (params, state)`.
-      apply: `(params, state, inputs, *, train) -> (outputs, state)` of normalized inputs.
-      over: as in `Model`.
+      apply: `(params, state, inputs, *, train) -> (outputs, state)` of normalized inputs, bound to no axis.
+      over: `(axis_name) -> apply` with statistics over the axis; None where nothing is shared between examples.
       mean: subtracted from each channel, `[channel]` or one number for all; None for 0.
       std: divides each channel, `[channel]` or one number for all; None for 1.
 
@@ -58,22 +58,24 @@ def bounded(
         if not jax.tree.leaves(state):
             return params, state
         # In 64 bits a layer may start its statistics in float32 and continue in float64: start them as they go on.
-        after = jax.eval_shape(lambda *arguments: bare(*arguments, train=True)[1], params, state, normal)
-        return params, jax.tree.map(_as_wide, state, after)
+        after = jax.eval_shape(lambda *arguments: apply(*arguments, train=True)[1], params, state, normal)
+        return params, jax.tree.map(_as_wide_as, state, after)
 
-    def bare(params: Params, state: State, normal: PyTree, *, train: bool) -> tuple[PyTree, State]:
-        return apply(params, state, normal, train=train)
+    def build(apply: Callable[..., tuple[PyTree, State]]) -> Model:
+        def run(params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
+            outputs, after = apply(params, state, normalize(inputs), train=train)
+            if train:
+                after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+            return jax.tree.map(_widen, outputs), after
 
-    def run(params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
-        outputs, after = bare(params, state, normalize(inputs), train=train)
-        return jax.tree.map(_widen, outputs), jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+        return Model(start, run, None if over is None else lambda axis_name: build(over(axis_name)))
 
-    return Model(start, run, over)
+    return build(apply)
 
 
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype in which sums over many numbers are taken: float32, or float64 where the network computes in it."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def _normalizer(mean: Sequence[float] | None, std: Sequence[float] | None) -> Callable[[PyTree], PyTree]:
@@ -107,7 +109,6 @@ def _widen(leaf: Array) -> Array:
     return leaf.astype(at_least_float32(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _as_wide(leaf: Array, other: jax.ShapeDtypeStruct) -> Array:
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf.astype(jnp.promote_types(leaf.dtype, other.dtype))
-    return leaf
+def _as_wide_as(leaf: Array, other: jax.ShapeDtypeStruct) -> Array:
+    wider = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(other.dtype).bits > jnp.finfo(leaf.dtype).bits
+    return leaf.astype(other.dtype) if wider else leaf

@@ -23,7 +23,7 @@ from jaxrobust.typing import Array, AxisName
 HE = initializers.variance_scaling(2.0, "fan_out", "normal")
 """Keeps the variance of gradients through a rectifier: N(0, 2 / fan_out)."""
 SYMMETRIC = ((1, 1), (1, 1))
-"""One pixel on every side of a 3 x 3 convolution, as in PyTorch's networks; at stride 2 XLA's "SAME" pads right only."""
+"""One pixel on every side of a 3 x 3 convolution, as in PyTorch; XLA's "SAME" pads right alone at stride 2."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ params = variables["params"]        state = the other collections, such as batch
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
@@ -59,14 +59,13 @@ def linen(
             "add the argument `train`, even if it changes nothing"
         )
     shares = any(field.name == "axis_name" for field in dataclasses.fields(module))
-    # Initial values depend on no other worker, and the axis may not be bound yet.
     alone = module.clone(axis_name=None) if shares else module
 
     def init(key: Key, inputs: PyTree) -> tuple[Params, State]:
         variables = dict(alone.init(key, inputs, train=False))
         return variables.pop("params", {}), variables
 
-    def build(network: nn.Module) -> Model:
+    def applying(network: nn.Module) -> Callable[..., tuple[PyTree, State]]:
         def apply(params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
             variables = {"params": params, **state}
             if not train:
@@ -74,9 +73,10 @@ def linen(
             outputs, updated = network.apply(variables, inputs, train=True, mutable=list(state))
             return outputs, {**state, **updated}
 
-        return bounded(init, apply, over if shares else None, mean=mean, std=std)
+        return apply
 
-    def over(axis_name: AxisName) -> Model:
-        return build(module.clone(axis_name=axis_name))
+    def over(axis_name: AxisName) -> Callable[..., tuple[PyTree, State]]:
+        return applying(module.clone(axis_name=axis_name))
 
-    return build(module)
+    model = bounded(init, applying(alone), over if shares else None, mean=mean, std=std)
+    return model.over(module.axis_name) if shares and module.axis_name is not None else model

@@ -71,7 +71,7 @@ def nnx(
         _, params, state = flax_nnx.split(make(flax_nnx.Rngs(key)), flax_nnx.Param, ...)
         return _plain(params), _plain(state)
 
-    def build(outline: flax_nnx.Module) -> Model:
+    def applying(outline: flax_nnx.Module) -> Callable[..., tuple[PyTree, State]]:
         graphs = {}
         for train in (True, False):
             (outline.train if train else outline.eval)()
@@ -83,12 +83,12 @@ def nnx(
             outputs = network(inputs)
             return outputs, _plain(flax_nnx.split(network, flax_nnx.Param, ...)[2]) if train else state
 
-        return bounded(init, apply, over if shares else None, mean=mean, std=std)
+        return apply
 
-    def over(axis_name: AxisName) -> Model:
-        return build(flax_nnx.with_attributes(outline, only=flax_nnx.BatchNorm, axis_name=axis_name))
+    def over(axis_name: AxisName) -> Callable[..., tuple[PyTree, State]]:
+        return applying(flax_nnx.with_attributes(outline, only=flax_nnx.BatchNorm, axis_name=axis_name))
 
-    return build(outline)
+    return bounded(init, applying(outline), over if shares else None, mean=mean, std=std)
 
 
 def _plain(variables: flax_nnx.State) -> PyTree:
@@ -106,11 +106,11 @@ def _fill(template: flax_nnx.State, tree: PyTree) -> flax_nnx.State:
     """The inverse of `_plain`, given variables of the same paths."""
     filled = []
     for path, variable in flax_nnx.to_flat_state(template):
-        value, shape = tree, variable.get_value()
+        value = tree
         for name in path:
             value = value[str(name)]
-        if _is_key(shape):
-            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(shape))
+        if _is_key(variable.get_value()):
+            value = jax.random.wrap_key_data(value)
         filled.append((path, variable.replace(value)))
     return flax_nnx.from_flat_state(filled)
 

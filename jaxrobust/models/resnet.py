@@ -75,10 +75,10 @@ def resnet8(
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype = jnp.float32,
 ) -> Model:
-    """ResNet-8 without batch norm: one block a stage, 75,002 parameters for ten classes.
+    """ResNet-8 without batch norm: one block a stage, 75,050 parameters for ten classes.
 
-    `y = relu(shortcut(x) + W_2 * relu(W_1 * x + b_1) + b_2)`, a block being its shortcut at first. No example depends on
-    another, so per-example gradients and estimates are exact, and `over` is None.
+    `y = relu(shortcut(x) + W_2 * relu(W_1 * x + b_1) + b_2)`, a block being its shortcut at first. No example depends
+    on another, so per-example gradients and estimates are exact, and `over` is None.
 
     Args:
       classes: number of logits.
@@ -99,7 +99,7 @@ def resnet8(
       >>> model = models.resnet8(classes=10)
       >>> params, state = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 32, 32, 3]))
       >>> sum(leaf.size for leaf in jax.tree.leaves(params)), state
-      (75002, {})
+      (75050, {})
 
     Reference:
       Zhang, Dauphin, Ma. Fixup Initialization: Residual Learning Without Normalization.

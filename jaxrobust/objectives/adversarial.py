@@ -4,8 +4,10 @@ The attack stands for the inner maximum: PGD gives the training of Madry et al.,
 adversarial training of Wong et al. The gradient is taken at the attacked images, held fixed.
 """
 
+import jax
+
 from jaxrobust.objectives.cross_entropy import check_smoothing, hits, smoothed_cross_entropy
-from jaxrobust.typing import Array, Attack, Batch, Metrics, Model, Objective, Params, Predict, State
+from jaxrobust.typing import Array, Attack, Batch, Metrics, Model, Objective, Params, Predict, PyTree, State
 
 
 def adversarial(attack: Attack, *, label_smoothing: float = 0.0, attack_in_training_mode: bool = False) -> Objective:
@@ -36,7 +38,7 @@ def adversarial(attack: Attack, *, label_smoothing: float = 0.0, attack_in_train
 
     def prepare(keys: Array, model: Model, params: Params, state: State, batch: Batch) -> Array:
         logits_fn = attacked_model(model, params, state, attack_in_training_mode)
-        return attack(keys, logits_fn, batch.inputs, batch.targets) - batch.inputs
+        return perturbation(attack, keys, logits_fn, batch.inputs, batch.targets)
 
     def losses(
         delta: Array, keys: Array, model: Model, params: Params, state: State, batch: Batch
@@ -50,5 +52,33 @@ def adversarial(attack: Attack, *, label_smoothing: float = 0.0, attack_in_train
 
 
 def attacked_model(model: Model, params: Params, state: State, training_mode: bool) -> Predict:
-    """The function that an attack inside training climbs: in evaluation mode unless asked otherwise; its state is lost."""
+    """The function that an attack inside training climbs: in evaluation mode unless asked otherwise.
+
+    Args:
+      model: the network.
+      params: its parameters, taken as constants.
+      state: its state, taken as a constant; what a pass makes of it is dropped.
+      training_mode: whether a pass sees the batch's own statistics.
+
+    Returns:
+      Inputs `[batch, ...]` to logits `[batch, class]`.
+    """
+    params, state = jax.lax.stop_gradient((params, state))
     return lambda images: model.apply(params, state, images, train=training_mode)[0]
+
+
+def perturbation(attack: Attack, keys: Array, logits_fn: Predict, images: Array, labels: PyTree) -> Array:
+    """What an attack adds to images, as a constant.
+
+    Args:
+      attack: finds the attacked images.
+      keys: `[batch]`.
+      logits_fn: the function that it climbs.
+      images: `[batch, ...]` in [0, 1].
+      labels: what the attack's loss compares with, leaves `[batch, ...]`.
+
+    Returns:
+      `[batch, ...]`, cut off from differentiation.
+    """
+    images, labels = jax.lax.stop_gradient((images, labels))
+    return jax.lax.stop_gradient(attack(keys, logits_fn, images, labels) - images)

@@ -12,9 +12,9 @@ from jaxrobust.attacks import losses as attack_losses
 from jaxrobust.attacks.pgd import pgd
 from jaxrobust.attacks.starts import Start, gaussian_start
 from jaxrobust.geometry import Geometry
-from jaxrobust.objectives.adversarial import attacked_model
+from jaxrobust.objectives.adversarial import attacked_model, perturbation
 from jaxrobust.objectives.cross_entropy import hits
-from jaxrobust.objectives.trades import check_robust_term
+from jaxrobust.objectives.trades import check_robust_term, disagreement
 from jaxrobust.typing import Array, Batch, Metrics, Model, Objective, Params, State
 
 # The authors' guards against log(0) and against a weight of exactly 0.
@@ -61,7 +61,7 @@ def mart(
 
     def prepare(keys: Array, model: Model, params: Params, state: State, batch: Batch) -> Array:
         logits_fn = attacked_model(model, params, state, attack_in_training_mode)
-        return attack(keys, logits_fn, batch.inputs, batch.targets) - batch.inputs
+        return perturbation(attack, keys, logits_fn, batch.inputs, batch.targets)
 
     def losses(
         delta: Array, keys: Array, model: Model, params: Params, state: State, batch: Batch
@@ -73,7 +73,7 @@ def mart(
         before, after = jax.nn.softmax(clean), jax.nn.softmax(attacked)
         best_other = jnp.max(jnp.where(own, 0, after), axis=-1)
         boosted = attack_losses.cross_entropy(attacked, batch.targets) - jnp.log(BELOW_ONE - best_other + POSITIVE)
-        divergence = attack_losses.kl_divergence(attacked, before)
+        divergence = disagreement(clean, attacked)
         doubt = WEIGHT - jnp.sum(jnp.where(own, before, 0), axis=-1)
         metrics = {
             "clean_accuracy": hits(clean, batch.targets),

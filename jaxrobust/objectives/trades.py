@@ -7,12 +7,13 @@ gradient flows through both p(x) and p(x + delta).
 """
 
 import jax
+import optax
 
 from jaxrobust.attacks import losses as attack_losses
 from jaxrobust.attacks.pgd import pgd
 from jaxrobust.attacks.starts import Start, gaussian_start
 from jaxrobust.geometry import Geometry
-from jaxrobust.objectives.adversarial import attacked_model
+from jaxrobust.objectives.adversarial import attacked_model, perturbation
 from jaxrobust.objectives.cross_entropy import check_smoothing, hits, smoothed_cross_entropy
 from jaxrobust.typing import Array, Batch, Metrics, Model, Objective, Params, State
 
@@ -68,7 +69,7 @@ def trades(
     def prepare(keys: Array, model: Model, params: Params, state: State, batch: Batch) -> Array:
         logits_fn = attacked_model(model, params, state, attack_in_training_mode)
         clean = jax.nn.softmax(logits_fn(batch.inputs))
-        return attack(keys, logits_fn, batch.inputs, clean) - batch.inputs
+        return perturbation(attack, keys, logits_fn, batch.inputs, clean)
 
     def losses(
         delta: Array, keys: Array, model: Model, params: Params, state: State, batch: Batch
@@ -76,7 +77,7 @@ def trades(
         del keys
         clean, state = model.apply(params, state, batch.inputs, train=True)
         attacked, state = model.apply(params, state, batch.inputs + delta, train=True)
-        divergence = attack_losses.kl_divergence(attacked, jax.nn.softmax(clean))
+        divergence = disagreement(clean, attacked)
         found = smoothed_cross_entropy(clean, batch.targets, label_smoothing) + beta * divergence
         metrics = {
             "clean_accuracy": hits(clean, batch.targets),
@@ -86,6 +87,19 @@ def trades(
         return found, (state, metrics)
 
     return Objective(prepare, losses)
+
+
+def disagreement(clean: Array, attacked: Array) -> Array:
+    """KL(softmax(clean) || softmax(attacked)), differentiable in both even where a probability underflows to 0.
+
+    Args:
+      clean: logits `[batch, class]`.
+      attacked: logits `[batch, class]`.
+
+    Returns:
+      `[batch]`, not negative.
+    """
+    return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(attacked), jax.nn.log_softmax(clean))
 
 
 def check_robust_term(radius: float, beta: float, label_smoothing: float) -> None:

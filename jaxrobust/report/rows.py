@@ -102,13 +102,13 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def truncate_rows(path: str | Path, step: int) -> None:
-    """Drop the rows after a step, as a run does that goes on from an earlier checkpoint.
+    """Drop the rows after a step, and a final evaluation, as a run does that goes on from a checkpoint.
 
     The file is replaced at once: a kill leaves the old rows or the new ones.
 
     Args:
       path: the file.
-      step: rows with `row["step"] > step` are dropped.
+      step: rows with `row["step"] > step` are dropped, and those marked `final`, which are measured anew.
 
     Raises:
       ValueError: if there is no file, or a line is no row.
@@ -128,7 +128,7 @@ def truncate_rows(path: str | Path, step: int) -> None:
     Reference: Ward et al., "JSON Lines", https://jsonlines.org, 2013.
     """
     path = Path(path)
-    _replace(path, b"".join(line for line, row in _parse(path) if row["step"] <= step))
+    _replace(path, b"".join(line for line, row in _parse(path) if row["step"] <= step and not row.get("final")))
 
 
 def plain(row: Mapping[str, Any]) -> Row:

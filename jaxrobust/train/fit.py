@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
@@ -206,12 +205,11 @@ class _Run:
         if path is not None and path.exists() and self.main:
             truncate_rows(path, step)
         self.rows = read_rows(path) if path is not None and path.exists() else []
-        self.rows = [row for row in self.rows if not row.get("final")]
         self.writers = [self.stack.enter_context(Rows(path))] if path is not None and self.main else []
         if tensorboard and self.main and path is not None:
             from jaxrobust.report.tensorboard import Events
 
-            self.writers.append(self.stack.enter_context(Events(self.directory)))
+            self.writers.append(self.stack.enter_context(Events(self.directory, after=step)))
         self.bar = self.stack.enter_context(progress(experiment.steps, step, stream, quiet=not self.main))
         for note in self.notes:
             self.bar.line(note)
@@ -360,4 +358,4 @@ def _agree(stopping: threading.Event, step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-__all__ = ["Diverged", "Fitted", "fit", "jnp", "predictor", "sharded"]
+__all__ = ["Diverged", "Fitted", "fit", "predictor", "sharded"]

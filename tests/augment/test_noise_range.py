@@ -44,12 +44,13 @@ def test_magnitudes_are_uniform_between_the_bounds():
 def test_images_stay_in_range_and_examples_are_independent():
     augment = noise_range(target_psnr=5.0, initial_high=0.9)
     params, batch = augment.init(jax.random.key(0)), gray(6)
-    whole, _ = augment.apply(params, keys(6), batch, 0)
+    apply = jax.jit(augment.apply)
+    whole, _ = apply(params, keys(6), batch, 0)
     assert 0 <= whole.inputs.min() < whole.inputs.max() <= 1
     assert {float(whole.inputs.min()), float(whole.inputs.max())} == {0.0, 1.0}
-    part, _ = augment.apply(params, keys(6)[2:4], jax.tree.map(lambda leaf: leaf[2:4], batch), 0)
+    part, _ = apply(params, keys(6)[2:4], jax.tree.map(lambda leaf: leaf[2:4], batch), 0)
     np.testing.assert_array_equal(part.inputs, whole.inputs[2:4])
-    again, _ = augment.apply(params, keys(6, seed=1), batch, 0)
+    again, _ = apply(params, keys(6, seed=1), batch, 0)
     assert not np.array_equal(again.inputs, whole.inputs)
 
 
@@ -84,6 +85,7 @@ def test_training_meets_the_target():
 def test_the_tasks_loss_reaches_both_bounds():
     augment, batch = noise_range(penalty_weight=0.0), gray(16)
 
+    @jax.jit
     def task(params):
         after, penalty = augment.apply(params, keys(16), batch, 0)
         return jnp.mean((after.inputs - batch.inputs) ** 2) + penalty

@@ -25,8 +25,8 @@ def source_of(values=VALUES, order=None):
     return Source(lambda key: jnp.asarray(values, jnp.float32), batch, len(values), fingerprint="abc")
 
 
-def batches(source, steps, size, seed=0):
-    state = source.init(jax.random.key(seed))
+def batches(source, steps, size):
+    state = source.init(jax.random.key(0))
     draw = jax.vmap(lambda step: source.batch(state, step, jnp.arange(size), size))
     return jax.tree.map(np.asarray, jax.jit(draw)(jnp.arange(steps)))
 
@@ -80,17 +80,19 @@ def test_rows_and_weights():
 def test_a_worker_draws_its_rows_as_if_it_drew_them_all():
     source = stratified(source_of(), ASSIGNMENT, STRATA)
     state = source.init(jax.random.key(0))
-    whole = source.batch(state, 5, jnp.arange(8), 8)
-    halves = [source.batch(state, 5, rows, 8) for rows in (jnp.arange(4), jnp.arange(4, 8))]
+    batch = jax.jit(source.batch, static_argnums=3)
+    whole = batch(state, 5, jnp.arange(8), 8)
+    halves = [batch(state, 5, rows, 8) for rows in (jnp.arange(4), jnp.arange(4, 8))]
     for one, parts in zip(whole, zip(*halves, strict=True), strict=True):
         np.testing.assert_array_equal(one, jnp.concatenate(parts))
-    assert not np.array_equal(source.batch(state, 6, jnp.arange(8), 8).index, whole.index)
+    assert not np.array_equal(batch(state, 6, jnp.arange(8), 8).index, whole.index)
     assert (source.size, source.fingerprint) == (SIZE, "abc")
 
 
 def test_keys_decide():
     source = stratified(source_of(), ASSIGNMENT, STRATA)
-    one, same, other = (batches(source, 20, 2, seed).index for seed in (0, 0, 1))
+    draw = jax.jit(lambda state: source.batch(state, 0, jnp.arange(20), 20).index)
+    one, same, other = (draw(source.init(jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
 
@@ -133,7 +135,7 @@ def test_a_stratum_that_empties_weighs_nothing():
     assert found.weight.tolist() == [2.0, 0.0, 2.0, 0.0]
 
 
-@pytest.mark.parametrize(("size", "strata"), [(10, 3), (9, 6), (7, 7), (5, 1)])
+@pytest.mark.parametrize(("size", "strata"), [(10, 3), (9, 6), (5, 5)])
 def test_quantiles_are_as_equal_as_can_be(size, strata):
     values = np.random.default_rng(0).permutation(size).astype(np.float32)
     plain = source_of(values)

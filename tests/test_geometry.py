@@ -1,0 +1,369 @@
+"""Laws that every geometry keeps; a new geometry is a new row. Everything runs under strict dtype promotion."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrobust import geometry
+
+SHAPE = (4, 6, 2)
+RADIUS = 0.7
+ROUNDING = 1e-12
+
+
+def numpy_lp(p):
+    return lambda x: np.linalg.norm(np.ravel(x), ord=p)
+
+
+def numpy_fourier(combine):
+    return lambda x: combine(np.abs(np.fft.fft2(x, axes=(0, 1)) / math.sqrt(x.shape[0] * x.shape[1])))
+
+
+def lp_second_moment(p):
+    """E |x|^2 of a uniform draw from the unit ball of the p-norm, n coordinates."""
+
+    def moment(shape):
+        n = math.prod(shape)
+        logs = [math.lgamma(a) for a in (3 / p, n / p + 1, 1 / p, (n + 2) / p + 1)]
+        return n * math.exp(logs[0] + logs[1] - logs[2] - logs[3])
+
+    return moment
+
+
+def fourier_second_moment(shape):
+    """Complex coefficients fill a disk (1/2), the self-conjugate real ones a segment (1/3)."""
+    height, width, channels = shape
+    real = (1 + (height % 2 == 0)) * (1 + (width % 2 == 0))
+    return channels * (real / 3 + (height * width - real) / 2)
+
+
+def compiled(g):
+    """The same geometry, each function compiled once a shape instead of operation by operation."""
+    functions = {name: jax.jit(getattr(g, name)) for name in ("norm", "dual_norm", "steepest", "project")}
+    return g._replace(**functions, sample=jax.jit(g.sample, static_argnums=1))
+
+
+# The geometry, its norm and its dual norm in NumPy, and the second moment of a uniform draw.
+RAW = {
+    "linf": (geometry.linf(), numpy_lp(np.inf), numpy_lp(1), lambda shape: math.prod(shape) / 3),
+    "l2": (geometry.l2(), numpy_lp(2), numpy_lp(2), lp_second_moment(2)),
+    "l1": (geometry.l1(), numpy_lp(1), numpy_lp(np.inf), lp_second_moment(1)),
+    "l1.5": (geometry.lp(1.5), numpy_lp(1.5), numpy_lp(3), lp_second_moment(1.5)),
+    "l3": (geometry.lp(3.0), numpy_lp(3), numpy_lp(1.5), lp_second_moment(3)),
+    "fourier_linf": (geometry.fourier_linf(), numpy_fourier(np.max), numpy_fourier(np.sum), fourier_second_moment),
+}
+TABLE = {name: (compiled(row[0]), *row[1:]) for name, row in RAW.items()}
+every = pytest.mark.parametrize("name", TABLE)
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(seed, *lead, scale=1.0):
+    found = scale * np.random.default_rng(seed).standard_normal((*lead, *SHAPE))
+    return jnp.asarray(found, jnp.zeros(()).dtype)
+
+
+def inner(one, two):
+    return float(jnp.sum(one * two))
+
+
+@every
+def test_norms_by_their_formulae(name, x64):
+    g, norm, dual, _ = TABLE[name]
+    x = draw(0)
+    assert g.name == name
+    assert float(g.norm(x)) == pytest.approx(norm(np.asarray(x)), rel=ROUNDING)
+    assert float(g.dual_norm(x)) == pytest.approx(dual(np.asarray(x)), rel=ROUNDING)
+    other = numpy_lp(2.5)(np.asarray(x))
+    assert abs(float(g.norm(x)) - other) > 1e-3 * other
+
+
+@every
+def test_a_norm_is_a_norm(name, x64):
+    g = TABLE[name][0]
+    x, y = draw(0), draw(1)
+
+    def axioms(norm):
+        homogeneous = abs(norm(-2.5 * x) - 2.5 * norm(x)) < 1e-9
+        triangle = norm(x + y) <= (norm(x) + norm(y)) * (1 + ROUNDING) and norm(x) <= norm(x + y) + norm(y)
+        return homogeneous and triangle and norm(0 * x) == 0 < norm(x)
+
+    assert axioms(g.norm)
+    assert axioms(g.dual_norm)
+    assert not axioms(lambda x: g.norm(x) ** 2)
+
+
+@every
+def test_the_steepest_direction_attains_the_dual_norm(name, x64):
+    g = TABLE[name][0]
+    slope = draw(0)
+    d = g.steepest(slope)
+
+    def attains(d):
+        unit = float(g.norm(d)) == pytest.approx(1, rel=1e-10)
+        return unit and inner(slope, d) == pytest.approx(float(g.dual_norm(slope)), rel=1e-10)
+
+    assert attains(d)
+    assert not attains(jnp.roll(d, 1))
+    assert not attains(0.999 * d)
+
+
+@every
+def test_no_direction_beats_the_dual_norm(name, x64):
+    g = TABLE[name][0]
+    slope = draw(0)
+    points = jax.vmap(lambda x: x / g.norm(x))(draw(1, 200))
+    points = jnp.concatenate([points, g.steepest(slope)[None]])
+    slopes = jnp.sum(points * slope, axis=(1, 2, 3))
+    assert slopes.max() <= g.dual_norm(slope) * (1 + 1e-10)
+    assert slopes.max() > 0.999 * g.dual_norm(slope)
+
+
+def optimal(g, x, found, radius):
+    """Whether found is the nearest point: <x - found, z - found> <= 0 in the ball; the dual norm is its maximum."""
+    rest = x - found
+    scale = inner(rest, rest) + inner(found, found)
+    inside = float(g.norm(found)) <= radius * (1 + 1e-10)
+    return inside and radius * float(g.dual_norm(rest)) - inner(rest, found) <= 1e-9 * scale
+
+
+@every
+def test_the_projection_is_the_nearest_point(name, x64):
+    g = TABLE[name][0]
+    for x, radius in ((draw(0), RADIUS), (draw(0), 1e-3), (draw(1, scale=30.0), 5.0)):
+        found = g.project(x, radius)
+        assert optimal(g, x, found, radius)
+        assert not optimal(g, x, g.project(x, 0.9 * radius), radius)
+        assert not optimal(g, x, x, radius)
+
+
+@every
+def test_the_projection_against_random_points(name, x64):
+    g = TABLE[name][0]
+    x = draw(0)
+    ball = RADIUS * jax.vmap(lambda x: x / jnp.maximum(1, g.norm(x)))(draw(1, 200))
+    corners = RADIUS * jax.vmap(g.steepest)(draw(2, 200))
+
+    def nearest(found, points):
+        return bool(jnp.all(jnp.sum((x - found) * (points - found), axis=(1, 2, 3)) <= 1e-9))
+
+    found = g.project(x, RADIUS)
+    points = jnp.concatenate([ball, corners, found[None]])
+    assert nearest(found, points)
+    assert not nearest(g.project(x, 0.9 * RADIUS), points)
+
+
+@every
+def test_the_projection_is_idempotent_and_does_not_expand(name, x64):
+    g = TABLE[name][0]
+    x, y = draw(0, 20), draw(1, 20)
+    x = x.at[:10].multiply(0.02)
+    projected = jax.jit(jax.vmap(lambda x: g.project(x, RADIUS)))
+
+    def contracts(project):
+        once, other = project(x), project(y)
+        apart = jnp.linalg.norm((once - other).reshape(20, -1), axis=1)
+        return bool(jnp.all(apart <= jnp.linalg.norm((x - y).reshape(20, -1), axis=1) * (1 + ROUNDING)))
+
+    def idempotent(project):
+        once = project(y)
+        return bool(jnp.allclose(project(once), once, rtol=1e-10, atol=1e-12))
+
+    assert contracts(projected)
+    assert not contracts(lambda x: 100 * projected(x))
+    assert idempotent(projected)
+    assert not idempotent(lambda x: 0.9 * projected(x))
+
+
+@every
+def test_inside_the_ball_nothing_moves(name, x64):
+    g = TABLE[name][0]
+    x = draw(0)
+    np.testing.assert_allclose(g.project(x, 1.01 * float(g.norm(x))), x, rtol=1e-11, atol=1e-13)
+    assert not np.allclose(g.project(x, 0.9 * float(g.norm(x))), x, rtol=1e-3)
+
+
+@every
+def test_zeros(name):
+    g = TABLE[name][0]
+    zeros = jnp.zeros(SHAPE)
+    assert not np.any(g.steepest(zeros))
+    assert not np.any(g.project(zeros, RADIUS))
+    assert not np.any(g.project(draw(0), 0.0))
+    assert g.norm(zeros) == g.dual_norm(zeros) == 0
+    assert np.all(np.isfinite(jax.grad(g.norm)(zeros)))
+
+
+@every
+@pytest.mark.parametrize("magnitude", [1e-30, 1e30])
+def test_small_and_large_gradients(name, magnitude):
+    g = TABLE[name][0]
+    slope = draw(0)
+    np.testing.assert_allclose(g.steepest(magnitude * slope), g.steepest(slope), rtol=1e-4, atol=1e-5)
+    assert float(g.dual_norm(magnitude * slope)) == pytest.approx(magnitude * float(g.dual_norm(slope)), rel=1e-4)
+
+
+@every
+def test_samples_are_uniform(name):
+    """The n-th power of the norm is uniform in [0, 1] for a uniform draw; the second moment fixes the shape."""
+    g, *_, second_moment = TABLE[name]
+    shape, count = (2, 3, 1), 4000
+    x = jax.vmap(lambda key: g.sample(key, shape))(jax.random.split(jax.random.key(0), count))
+    n = math.prod(shape)
+
+    def radial(x):
+        depth = np.asarray(jax.vmap(g.norm)(x), np.float64) ** n
+        return depth.max() < 1 + 1e-5 and abs(depth.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / count)
+
+    def spread(x):
+        squares = np.sum(np.asarray(x, np.float64) ** 2, axis=(1, 2, 3))
+        return abs(squares.mean() - second_moment(shape)) < 4 * squares.std() / math.sqrt(count)
+
+    assert x.dtype == jnp.float32
+    assert radial(x)
+    assert spread(x)
+    # A draw from the sphere, and one a little too small.
+    assert not radial(jax.vmap(lambda x: x / g.norm(x))(x))
+    assert not radial(0.97 * x)
+    assert not spread(0.95 * x)
+
+
+@every
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtype_is_kept(name, dtype, x64):
+    g = TABLE[name][0]
+    x = draw(0).astype(dtype)
+    assert {call(x).dtype for call in (g.norm, g.dual_norm, g.steepest)} == {jnp.dtype(dtype)}
+    assert {g.project(x, radius).dtype for radius in (RADIUS, jnp.asarray(0.5, dtype))} == {jnp.dtype(dtype)}
+
+
+@every
+def test_jit_changes_nothing(name):
+    raw, g = RAW[name][0], TABLE[name][0]
+    x = draw(0)
+    for function in ("norm", "dual_norm", "steepest"):
+        np.testing.assert_allclose(getattr(raw, function)(x), getattr(g, function)(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(raw.project(x, RADIUS), g.project(x, RADIUS), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(raw.project(x, 1.01 * RADIUS), g.project(x, RADIUS), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("p", "named"), [(1, "l1"), (1.0, "l1"), (2, "l2"), (math.inf, "linf")])
+def test_the_named_norms_are_members_of_the_family(p, named):
+    assert geometry.lp(p).name == named
+
+
+@pytest.mark.parametrize(("p", "named"), [(2 + 1e-9, "l2")])
+def test_the_family_is_continuous_at_the_named_norms(p, named, x64):
+    g, near = TABLE[named][0], compiled(geometry.lp(p))
+    x = draw(0)
+    np.testing.assert_allclose(near.project(x, RADIUS), g.project(x, RADIUS), atol=1e-6)
+    np.testing.assert_allclose(near.steepest(x), g.steepest(x), atol=1e-6)
+    assert not np.allclose(TABLE["l1.5"][0].project(x, RADIUS), g.project(x, RADIUS), atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.5, 0, -1, math.nan])
+def test_below_one_there_is_no_norm(p):
+    with pytest.raises(ValueError, match=f"p must be at least 1, got {p}"):
+        geometry.lp(p)
+
+
+@every
+def test_a_negative_radius_is_refused(name):
+    g = RAW[name][0]
+    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
+        g.project(draw(0), -1.0)
+    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
+        geometry.within(g, jnp.zeros(SHAPE), jnp.zeros(SHAPE), -1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"), [("l1", optax.projections.projection_l1_ball), ("l2", optax.projections.projection_l2_ball)]
+)
+def test_the_peer_agrees(name, peer, x64):
+    x = draw(0, scale=3.0)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = peer(x, RADIUS)
+    np.testing.assert_allclose(TABLE[name][0].project(x, RADIUS), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_projections_by_hand():
+    x = jnp.array([3.0, -1.0, 0.5])
+    np.testing.assert_allclose(geometry.l1().project(x, 2.5), [2.25, -0.25, 0], rtol=1e-6)
+    np.testing.assert_allclose(geometry.linf().project(x, 0.75), [0.75, -0.75, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(geometry.l2().project(jnp.array([3.0, 4.0]), 1.0), [0.6, 0.8], rtol=1e-6)
+    # A constant image of side 4 has the one coefficient 4 c: it is cut to the radius.
+    np.testing.assert_allclose(
+        geometry.fourier_linf().project(jnp.full((4, 4, 1), 0.5), 1.0), jnp.full((4, 4, 1), 0.25), rtol=1e-6
+    )
+
+
+def pixels(count):
+    """Images of 8 bits a pixel."""
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (count, *SHAPE)) / 255, jnp.float32)
+
+
+def box_and_ball(found, clean, g, norm, radius):
+    """Whether an image is in [0, 1] and in the ball; in the Fourier geometry up to the rounding of a pixel's sum."""
+    slack = 2.0**-24 * math.sqrt(SHAPE[0] * SHAPE[1]) if g.name == "fourier_linf" else 0.0
+    delta = np.asarray(found, np.float64) - np.asarray(clean, np.float64)
+    return found.min() >= 0 and found.max() <= 1 and norm(delta) <= radius * (1 + 1e-6) + slack
+
+
+@every
+def test_within_keeps_ball_and_box(name):
+    g, norm, *_ = TABLE[name]
+    clean = pixels(60).at[:30].set(1.0).at[:15, 0].set(0.0)
+    images = clean + draw(1, 60)
+
+    @jax.jit
+    def candidates(radius):
+        found = jax.vmap(lambda c, i: geometry.within(g, c, i, radius))(clean, images)
+        return found, jax.vmap(lambda c, i: c + g.project(i - c, radius))(clean, images)
+
+    for radius in (2 / 255, 0.3):
+        found, projected = map(np.asarray, candidates(radius))
+        assert found.dtype == np.float32
+        assert all(box_and_ball(f, c, g, norm, radius) for f, c in zip(found, clean, strict=True))
+        # Neither the projection nor the clipping alone would do.
+        assert not all(box_and_ball(f, c, g, norm, radius) for f, c in zip(projected, clean, strict=True))
+        clipped = np.clip(images, 0, 1)
+        assert not all(box_and_ball(f, c, g, norm, radius) for f, c in zip(clipped, clean, strict=True))
+
+
+def test_clipping_leaves_the_fourier_ball():
+    """The reason for the last shrinking: projecting and clipping once is not enough there."""
+    g, norm, *_ = TABLE["fourier_linf"]
+    clean = jnp.zeros((50, *SHAPE))
+    once = jnp.clip(jax.vmap(lambda c, i: c + g.project(i, RADIUS))(clean, draw(0, 50)), 0, 1)
+    assert max(norm(np.asarray(x)) for x in once) > 1.1 * RADIUS
+
+
+def test_rounding_leaves_the_small_ball():
+    """The reason for the last bit: a sum with a pixel near 1 is coarser than a small radius."""
+    radius = 1 / 255
+    clean = pixels(1)
+    rounded = clean + geometry.linf().project(draw(0, 1), radius)
+    assert np.abs(np.asarray(rounded, np.float64) - np.asarray(clean, np.float64)).max() > radius * (1 + 1e-6)
+
+
+@every
+def test_within_leaves_feasible_images_alone(name):
+    g = TABLE[name][0]
+    clean = jnp.full(SHAPE, 0.5)
+    image = clean + 0.01 * g.steepest(draw(0))
+    np.testing.assert_allclose(geometry.within(g, clean, image, 0.02), image, atol=2e-7)
+    np.testing.assert_array_equal(geometry.within(g, clean, image, 0.0), clean)
