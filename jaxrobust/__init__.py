@@ -1,7 +1,7 @@
 """Training that is robust and cheap, in JAX: thirteen papers' methods as pure functions that compose.
 
-The methods (`attacks`, `objectives`, `zeroth_order`, `aggregation`, `implicit_bias`, `sampling`, `augment`) need JAX and
-optax alone. The application (`models`, `data`, `train`, `report`) is imported where it is first used.
+The methods (`attacks`, `objectives`, `zeroth_order`, `aggregation`, `implicit_bias`, `sampling`, `augment`) need JAX
+and optax alone. The application (`models`, `data`, `train`, `report`) is imported where it is first used.
 """
 
 import importlib

@@ -13,9 +13,9 @@ import argparse
 import contextlib
 import difflib
 import functools
-import importlib
 import inspect
 import io
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not _train:
         return _complain(f"unknown argument {rest[0]}: see jaxrobust {options.name} --help")
-    importlib.import_module("jax")
     from jaxrobust.train.fit import Diverged
+
+    if not options.traceback:
+        # Orbax writes the traceback of a save that failed from a thread of its own; the line below tells of it.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     try:
         return options.command(options, rest)

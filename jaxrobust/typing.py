@@ -62,8 +62,8 @@ class Batch(NamedTuple):
       inputs: pytree with leaves `[batch, ...]`.
       targets: pytree with leaves `[batch, ...]`; integer classes `[batch]` in classification.
       index: `[batch]` int32, each example's number in its source: keys and clusters hang on it.
-      weight: `[batch]` float32, the factor of each example's loss: importance weights have mean 1 over a source, padding
-        has 0.
+      weight: `[batch]` float32, the factor of each example's loss: importance weights have mean 1 over a source,
+        padding has 0.
     """
 
     inputs: PyTree
@@ -102,8 +102,8 @@ class Stream(NamedTuple):
 
     Attributes:
       batches: `(seed, step, size, process, processes) -> Iterator[Batch]` of NumPy batches, from `step` on: rows
-        `[process * size / processes, (process + 1) * size / processes)` of each global batch of `size`. Order depends on
-        seed and step alone, so the step is the whole of the iterator's state.
+        `[process * size / processes, (process + 1) * size / processes)` of each global batch of `size`. Order depends
+        on seed and step alone, so the step is the whole of the iterator's state.
       size: number of examples.
       fingerprint: hex SHA-256 of what identifies the examples (name, version, shards' sizes).
       finish: `(keys [batch], inputs) -> inputs`, runs on the device inside the jitted step (crop, flip).
@@ -131,11 +131,11 @@ class Objective(NamedTuple):
     """What a step minimizes, in two parts.
 
     Attributes:
-      prepare: `(keys [batch], model, params, state, batch) -> prepared`. Runs once a step at the base parameters and is
-        never differentiated nor perturbed: the attack's delta, a weight perturbation, the clean prediction. It holds the
-        delta and not the attacked image, so that gradients still reach the augmentation's bounds.
-      losses: `(prepared, keys [batch], model, params, state, batch) -> (losses [batch], (state, metrics))`. State is the
-        model's after the pass; metrics are scalars or `[batch]`.
+      prepare: `(keys [batch], model, params, state, batch) -> prepared`. Runs once a step at the base parameters and
+        is never differentiated nor perturbed: the attack's delta, a weight perturbation, the clean prediction. It holds
+        the delta and not the attacked image, so that gradients still reach the augmentation's bounds.
+      losses: `(prepared, keys [batch], model, params, state, batch) -> (losses [batch], (state, metrics))`. State is
+        the model's after the pass; metrics are scalars or `[batch]`.
       coupled: True where an example's loss depends on the others of its batch (contrastive losses). Such an objective
         takes neither sample weights, nor activation-level estimates, nor any rule other than the mean.
     """
@@ -256,9 +256,9 @@ class Rule(NamedTuple):
     """How n vectors become one.
 
     Attributes:
-      init: `(workers, columns) -> state`.
+      init: `(workers, columns) -> state`; 0 workers where their number is known within the axis alone.
       apply: `(key, columns [n, m], alive [n], state, axis) -> (column [m], state, weights [n])`; a worker that is not
-        alive is left out. `axis` is the axis over which the columns of the vectors are split, None where they are whole.
+        alive is left out. `axis` is the axis over which the vectors' columns are split, None where they are whole.
     """
 
     init: Callable[[int, int], State]

@@ -14,8 +14,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrobust import aggregation, attacks, augment, data, geometry, implicit_bias, models, objectives, sampling
-from jaxrobust import train, zeroth_order
+from jaxrobust import (
+    aggregation,
+    attacks,
+    augment,
+    data,
+    geometry,
+    implicit_bias,
+    models,
+    objectives,
+    sampling,
+    train,
+    zeroth_order,
+)
 from jaxrobust.aggregation import codecs, rules
 from jaxrobust.typing import backprop
 

@@ -125,4 +125,4 @@ def accuracy(
 
 
 def _right(predict: Predict, images: Array, batch: Batch) -> Array:
-    return jnp.argmax(predict(images), axis=-1) == batch.targets
+    return jnp.argmax(predict(images), axis=-1).astype(batch.targets.dtype) == batch.targets

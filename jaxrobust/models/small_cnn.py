@@ -76,7 +76,7 @@ def small_cnn(
       >>> import jax, jax.numpy as jnp
       >>> from jaxrobust import models
       >>> model = models.small_cnn(classes=10)
-      >>> params, state = model.init(jax.random.key(0), jnp.zeros([1, 8, 8, 1]))
+      >>> params, state = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 8, 8, 1]))
       >>> sum(leaf.size for leaf in jax.tree.leaves(params))
       25866
 

@@ -67,11 +67,11 @@ class Checkpoints:
             items["reduction"] = ocp.args.StandardSave(reduction)
         if source:
             items["source"] = ocp.args.StandardSave(source)
-        _as_os_error(lambda: self._manager.save(step, args=ocp.args.Composite(**items)), self._directory)
+        _as_os_error(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
 
     def wait(self) -> None:
         """Block until all is on disk. Raises OSError where a save failed."""
-        _as_os_error(self._manager.wait_until_finished, self._directory)
+        _as_os_error(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Finish saving and let go of the directory."""
@@ -166,11 +166,11 @@ def _abstract(tree: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def _as_os_error(action: Callable[[], object], directory: Path) -> None:
+def _as_os_error(action: Callable[[], object]) -> None:
     try:
         action()
     except (OSError, ValueError, RuntimeError) as error:
-        raise OSError(f"a checkpoint could not be saved in {directory} ({_first_line(error)})") from error
+        raise OSError(f"checkpoint: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Configurations: Python files with one function, `experiment(*, ...) -> Experiment`.
 
-The function builds real objects; its keyword arguments are the flags of the command line. A run records the file's text,
-hash and arguments as data. It is executed only where a user names it (or keeps it in `configs/`), never from a run.
+The function builds real objects; its keyword arguments are the flags of the command line. A run records the file's
+text, hash and arguments as data. It is executed only where a user names it (or keeps it in `configs/`), never from a
+run.
 """
 
 import hashlib

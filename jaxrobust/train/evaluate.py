@@ -74,7 +74,7 @@ def evaluate_run(run: Path, file: Path | None = None, step: int | None = None) -
         steps = checkpoints.steps()
         if not steps or (step is not None and step not in steps):
             raise ValueError(f"no checkpoint {'' if step is None else step} in {run}: there are {steps or 'none'}")
-        _, data_key, evaluation_key = keys_of_run(experiment.seed)
+        _, _, evaluation_key = keys_of_run(experiment.seed)
         chosen = steps[-1] if step is None else step
         state = checkpoints.restore_state(chosen)
     finally:

@@ -1,6 +1,6 @@
 """One experiment: a model, seven slots, and how long to train.
 
-Every slot takes a pure function (`jaxrobust.typing`), so that whatever fills one composes with whatever fills the others.
+Every slot takes a pure function (`jaxrobust.typing`), so that what fills one composes with what fills the others.
 An `Experiment` is a value: it opens no file, holds no array that trains, and can be built again from its configuration.
 """
 
@@ -48,7 +48,7 @@ class Experiment:
       objective: slot 3, what is minimized.
       gradient: slot 4, how its gradient is found.
       reduce: slot 5, how the workers' gradients become one. Built over the axis `"data"`, or over
-        `("data", "worker")` with several workers per device.
+        `("data", "worker")` with several workers per device. None for the exact mean.
       optimizer: slot 6, any optax transformation. It sees the tree `{"augment": ..., "model": ...}`.
       evaluate: slot 7, run on `test` every `evaluate_every` steps.
       final: what is run on `test` after the last step; None repeats `evaluate`.
@@ -98,9 +98,7 @@ class Experiment:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.refresh_every and isinstance(self.data, Stream):
             raise ValueError("refresh_every needs a Source on the device, got a Stream: set refresh_every=0")
-        if self.reduce is None:
-            object.__setattr__(self, "reduce", exact_mean(self.axes))
-        if self.objective.coupled and not is_exact_mean(self.reduce):
+        if self.objective.coupled and not is_exact_mean(self.reduction):
             raise ValueError(
                 "a coupled objective needs the exact mean, got another reduction: leave reduce=None, or take an "
                 "objective whose losses are separate"
@@ -110,6 +108,11 @@ class Experiment:
     def axes(self) -> str | tuple[str, str]:
         """The mapped axes that a step runs over, the outermost first."""
         return DATA if self.workers_per_device == 1 else (DATA, WORKER)
+
+    @property
+    def reduction(self) -> optax.GradientTransformation:
+        """What fills the reduce slot: the exact mean over all workers where nothing was given."""
+        return exact_mean(self.axes) if self.reduce is None else self.reduce
 
 
 def is_exact_mean(reduce: optax.GradientTransformation) -> bool:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -31,6 +32,7 @@ from jax.tree_util import Partial
 
 from jaxrobust.report.progress import progress
 from jaxrobust.report.rows import Rows, read_rows, truncate_rows
+from jaxrobust.report.tensorboard import Events
 from jaxrobust.train.checkpoint import Checkpoints, changed_leaves, with_leaves
 from jaxrobust.train.configuration import Configuration
 from jaxrobust.train.experiment import Experiment
@@ -44,7 +46,7 @@ from jaxrobust.train.step import (
     parameter_count,
     prepare_training,
 )
-from jaxrobust.typing import Batch, Evaluated, Evaluation, Params, Predict, Source, State, Stream
+from jaxrobust.typing import Batch, Evaluated, Evaluation, Key, Params, Predict, Source, State, Stream
 
 
 class Diverged(RuntimeError):
@@ -102,7 +104,7 @@ def fit(
       ValueError: if the directory belongs to another configuration or another run that goes on, a checkpoint cannot be
         read, or the devices do not divide the batch.
       Diverged: if an update is not finite.
-      OSError: if a checkpoint cannot be saved.
+      OSError: if the directory cannot be written; its last checkpoint stands.
 
     Example:
       >>> from jaxrobust import data, models, train
@@ -111,10 +113,16 @@ def fit(
       >>> train.fit(experiment).finished
       True
     """
+    directory = None if directory is None else Path(directory)
     with ExitStack() as stack:
-        run = _Run(experiment, None if directory is None else Path(directory), configuration, make_mesh(devices), stack)
+        run = _Run(experiment, directory, configuration, make_mesh(devices), stack)
         run.resume(resume_from)
-        return run.train(tensorboard, stream)
+        try:
+            return run.train(tensorboard, stream)
+        except OSError as error:
+            reason = error.strerror or error
+            remedy = "make room and run the same command again: it goes on from the last checkpoint"
+            raise OSError(f"{directory} could not be written ({reason}): {remedy}") from error
 
 
 def predictor(trainer: Trainer, state: TrainState) -> Predict:
@@ -151,10 +159,9 @@ class _Run:
         self.main = jax.process_index() == 0
         self.about = describe(experiment, self.configuration)
         if self.directory is not None:
-            self._claim()
-        streamed = isinstance(experiment.data, Stream)
+            self._claim(self.directory)
         _, data_key, self.evaluation_key = keys_of_run(experiment.seed)
-        self.original = () if streamed else self.trainer.place(experiment.data.init(data_key))
+        self.original = self._examples(data_key)
         self.source = self.original
         self.test = None if experiment.test is None else sharded(experiment.test, self.trainer)
         self.state, self.reduction = self.trainer.init()
@@ -164,9 +171,13 @@ class _Run:
             self.checkpoints = Checkpoints(self.directory / "checkpoints", self.trainer)
             self.stack.callback(self.checkpoints.close)
 
-    def _claim(self) -> None:
+    def _examples(self, key: Key) -> State:
+        """The source's first state, on the devices; () for a stream."""
+        data = self.experiment.data
+        return () if isinstance(data, Stream) else self.trainer.place(data.init(key))
+
+    def _claim(self, directory: Path) -> None:
         """Take the directory for this run alone; an existing run must be of the same configuration."""
-        directory = self.directory
         directory.mkdir(parents=True, exist_ok=True)
         if self.main:
             self.stack.enter_context(_lock(directory))
@@ -180,10 +191,11 @@ class _Run:
             multihost_utils.sync_global_devices("claimed")
 
     def resume(self, step: int | None) -> None:
+        """Go on from a checkpoint: the last one, or that of a step."""
         steps = self.checkpoints.steps() if self.checkpoints else []
         if step is not None and step not in steps:
             raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
-        if not steps:
+        if not steps or self.checkpoints is None:
             return
         chosen = steps[-1] if step is None else step
         try:
@@ -205,11 +217,11 @@ class _Run:
         if path is not None and path.exists() and self.main:
             truncate_rows(path, step)
         self.rows = read_rows(path) if path is not None and path.exists() else []
-        self.writers = [self.stack.enter_context(Rows(path))] if path is not None and self.main else []
-        if tensorboard and self.main and path is not None:
-            from jaxrobust.report.tensorboard import Events
-
-            self.writers.append(self.stack.enter_context(Events(self.directory, after=step)))
+        self.writers: list[Rows | Events] = []
+        if path is not None and self.main:
+            self.writers.append(self.stack.enter_context(Rows(path)))
+            if tensorboard:
+                self.writers.append(self.stack.enter_context(Events(path.parent, after=step)))
         self.bar = self.stack.enter_context(progress(experiment.steps, step, stream, quiet=not self.main))
         for note in self.notes:
             self.bar.line(note)
@@ -244,18 +256,22 @@ class _Run:
         return Fitted(self.state, predictor(self.trainer, self.state), self.rows, evaluated, True)
 
     def _batches(self, step: int) -> Iterator[Any]:
+        """What the host feeds to each step: nothing where the examples live on the device."""
         data, experiment = self.experiment.data, self.experiment
-        if not isinstance(data, Stream):
-            while True:
-                yield ()
-        processes = (jax.process_index(), jax.process_count())
-        sharding = NamedSharding(self.mesh, P("data"))
-        for batch in data.batches(experiment.seed, step, experiment.batch_size, *processes):
-            yield jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+        if isinstance(data, Stream):
+            processes = (jax.process_index(), jax.process_count())
+            place = partial(jax.make_array_from_process_local_data, NamedSharding(self.mesh, P("data")))
+            for batch in data.batches(experiment.seed, step, experiment.batch_size, *processes):
+                yield jax.tree.map(lambda leaf: place(np.asarray(leaf)), batch)
+        while True:
+            yield ()
 
     def _refresh(self, step: int) -> None:
+        data = self.experiment.data
+        if isinstance(data, Stream):
+            return
         key = jax.random.fold_in(jax.random.fold_in(self.evaluation_key, 1), step)
-        self.source = self.experiment.data.refresh(key, self.source, predictor(self.trainer, self.state))
+        self.source = data.refresh(key, self.source, predictor(self.trainer, self.state))
 
     def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
         row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
@@ -339,7 +355,7 @@ def _lock(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _on_sigterm() -> Iterator[threading.Event]:
-    """An event that a SIGTERM sets; several processes agree on the step through JAX's own preemption service instead."""
+    """An event that a SIGTERM sets; several processes agree on a step through JAX's preemption service."""
     event = threading.Event()
     alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
     if not alone:
@@ -356,6 +372,3 @@ def _agree(stopping: threading.Event, step: int) -> bool:
     if jax.process_count() == 1:
         return stopping.is_set()
     return multihost_utils.reached_preemption_sync_point(step)
-
-
-__all__ = ["Diverged", "Fitted", "fit", "predictor", "sharded"]

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust.train.experiment import DATA, WORKER, Experiment, is_exact_mean
-from jaxrobust.typing import Array, AxisName, Batch, Key, Metrics, Model, Params, PyTree, State, Stream
+from jaxrobust.typing import Array, AxisName, Batch, Key, Metrics, Params, PyTree, State, Stream
 
 
 class TrainState(NamedTuple):
@@ -52,8 +52,8 @@ class Trainer(NamedTuple):
     Attributes:
       mesh: the devices, over the axis `data`.
       init: `() -> (TrainState, reduction state with a leading axis of workers)`, placed on the mesh.
-      step: `(state, reduction, source state, fed batch) -> (state, reduction, metrics)`, jitted; the first two arguments
-        are donated. The fed batch is () for a `Source`, and the source state is () for a `Stream`.
+      step: `(state, reduction, source state, fed batch) -> (state, reduction, metrics)`, jitted; the first two
+        arguments are donated. The fed batch is () for a `Source`, and the source state is () for a `Stream`.
       logits: `(params, state, inputs) -> logits` in evaluation mode.
       workers: their number.
     """
@@ -64,9 +64,9 @@ class Trainer(NamedTuple):
     logits: Callable[[Params, State, PyTree], Array]
     workers: int
 
-    def place(self, tree: PyTree, spec: P = P()) -> PyTree:
-        """Put host values on the mesh, replicated unless a spec says otherwise."""
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+    def place(self, tree: PyTree) -> PyTree:
+        """Put host values on the mesh, the same on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -163,7 +163,7 @@ def _initial(experiment: Experiment, workers: int) -> tuple[TrainState, State]:
     model_key, augment_key = jax.random.split(init)
     model, model_state = experiment.model.init(model_key, inputs)
     params = {"augment": experiment.augment.init(augment_key), "model": model}
-    own = experiment.reduce.init(params)
+    own = experiment.reduction.init(params)
     state = TrainState(
         step=jnp.int32(0),
         failed=jnp.int32(-1),
@@ -181,7 +181,7 @@ def _worker_step(
     experiment: Experiment, workers: int, state: TrainState, reduction: State, source: State, fed: PyTree
 ) -> tuple[TrainState, State, Metrics]:
     axes, key = experiment.axes, jax.random.fold_in(state.key, state.step)
-    exact = is_exact_mean(experiment.reduce)
+    exact = is_exact_mean(experiment.reduction)
     model = experiment.model.over(axes) if exact and experiment.model.over else experiment.model
     gradient_key = jax.random.fold_in(key, 0)
 
@@ -219,8 +219,8 @@ def _worker_step(
         gradient, metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), (gradient, metrics))
         queries = jnp.sum(queries)
 
-    reduced, reduction = experiment.reduce.update(gradient, reduction, state.params)
-    combine = getattr(experiment.reduce, "combine", None) or partial(_mean, axis=axes)
+    reduced, reduction = experiment.reduction.update(gradient, reduction, state.params)
+    combine = getattr(experiment.reduction, "combine", None) or partial(_mean, axis=axes)
     metrics, model_state = combine(metrics, reduction), _combine_state(combine, model_state, reduction, axes)
 
     def value_fn(params: Params) -> Array:
@@ -305,18 +305,5 @@ def parameter_count(state: TrainState) -> int:
 
 def model_of(state: TrainState) -> tuple[Params, State]:
     """Parameters (their average where there is one) and state to evaluate with."""
-    chosen = state.params if isinstance(state.average, tuple) and not state.average else state.average
+    chosen = state.average if jax.tree.leaves(state.average) else state.params
     return chosen["model"], state.model
-
-
-__all__ = [
-    "Model",
-    "TrainState",
-    "Trainer",
-    "example_inputs",
-    "keys_of_run",
-    "make_mesh",
-    "model_of",
-    "parameter_count",
-    "prepare_training",
-]

@@ -25,7 +25,7 @@ ROWS = {
         True,
     ),
     "pgd": (lambda ball, radius: attacks.pgd(ball, radius, steps=2, start=attacks.no_start), list(BALLS), False),
-    "pgd_uniform": (lambda ball, radius: attacks.pgd(ball, radius, steps=2), ["linf", "l2"], True),
+    "pgd_uniform": (lambda ball, radius: attacks.pgd(ball, radius, steps=2), ["linf"], True),
     "pgd_gaussian": (
         lambda ball, radius: attacks.pgd(
             ball, radius, steps=2, step_size=0.5, start=attacks.gaussian_start(1.0), loss=attacks.losses.margin
@@ -78,9 +78,8 @@ def test_results_are_feasible_and_each_depends_on_its_own_example(member, ball, 
     assert np.allclose(elsewhere, found[order], atol=1e-5) != random
 
 
-@pytest.mark.parametrize("member", ["fgsm_uniform", "pgd_black_box"])
-def test_one_key_is_folded_with_each_position(member, images, labels, curved):
-    attack = ROWS[member][0](BALLS["linf"], RADIUS)
+def test_one_key_is_folded_with_each_position(images, labels, curved):
+    attack = ROWS["fgsm_uniform"][0](BALLS["linf"], RADIUS)
     run = jax.jit(lambda keys: attack(keys, curved, images, labels))
     key = jax.random.key(3)
     folded = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(6))

@@ -11,7 +11,11 @@ import sys
 import time
 
 # What a TPU machine would find out about itself; there is none here.
-for name, value in {"SKIP_MDS_QUERY": "1", "ACCELERATOR_TYPE": "v5litepod-256", "WORKER_HOSTNAMES": "localhost"}.items():
+for name, value in {
+    "SKIP_MDS_QUERY": "1",
+    "ACCELERATOR_TYPE": "v5litepod-256",
+    "WORKER_HOSTNAMES": "localhost",
+}.items():
     os.environ.setdefault(f"TPU_{name}", value)
 
 import jax

@@ -169,7 +169,8 @@ def main(names):
             ratios = np.array(seconds["trainer"]) / np.array(times)
             print(
                 f"{name}, {who}: {BATCH / np.median(times):,.0f} images/s, trainer's time / its time "
-                f"{np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}], first call {compile_seconds[who]:.1f} s"
+                f"{np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}], "
+                f"first call {compile_seconds[who]:.1f} s"
             )
 
 

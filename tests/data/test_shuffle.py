@@ -20,7 +20,7 @@ def too_far(counts, expected):
     return abs(chi_square - freedom) > 4 * np.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 16, 17, 32, 33, 64, 1438])
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 32, 33, 1438])
 def test_each_number_comes_once(size):
     for order in orders(jax.random.split(jax.random.key(size), 2), size):
         assert sorted(order) == list(range(size))
@@ -35,7 +35,7 @@ def test_sizes_up_to_the_largest():
     assert found.max() > 0.99 * size
 
 
-@pytest.mark.parametrize("size", [5, 16, 37])
+@pytest.mark.parametrize("size", [5, 37])
 def test_every_number_is_as_likely_at_every_position(size):
     count = 20_000
     found = orders(jax.random.split(jax.random.key(1), count), size)
@@ -52,7 +52,7 @@ def pair_counts(size, count, rounds):
     return counts[~np.eye(size, dtype=bool)], count / (size * (size - 1))
 
 
-@pytest.mark.parametrize("size", [3, 5, 9, 33])
+@pytest.mark.parametrize("size", [3, 5, 33])
 def test_every_pair_is_as_likely(size):
     assert not too_far(*pair_counts(size, 200_000, shuffle.ROUNDS_OF_FEW))
 

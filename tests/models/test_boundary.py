@@ -43,13 +43,12 @@ def test_a_whole_set_of_the_given_mean_and_std_comes_out_standard():
 
 
 def test_a_network_that_normalizes_equals_one_that_is_given_normal_images():
-    inside, bare = models.small_cnn(mean=MEAN, std=STD), models.small_cnn()
-    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
-    params, _ = jax.jit(inside.init)(jax.random.key(2), images)
-    normal = (images - jnp.array(MEAN)) / jnp.array(STD)
-    within = inside.apply(params, {}, images, train=False)[0]
+    inside, bare = models.mlp(mean=MEAN, std=STD), models.mlp()
+    params, _ = inside.init(jax.random.key(2), IMAGES)
+    normal = (IMAGES - jnp.array(MEAN)) / jnp.array(STD)
+    within = inside.apply(params, {}, IMAGES, train=False)[0]
     np.testing.assert_array_equal(within, bare.apply(params, {}, normal, train=False)[0])
-    assert np.abs(within - bare.apply(params, {}, images, train=False)[0]).max() > 0.01
+    assert np.abs(within - bare.apply(params, {}, IMAGES, train=False)[0]).max() > 0.1
 
 
 @pytest.mark.parametrize(
