@@ -158,7 +158,6 @@ def _flags(function: Callable, words: list[str], path: Path) -> tuple[dict[str, 
     def arguments(**given: Any) -> dict[str, Any]:
         return given
 
-    arguments.__signature__ = inspect.signature(function)
     known = [f"--{name.replace('_', '-')}" for name in inspect.signature(function).parameters]
     output = io.StringIO()
     try:

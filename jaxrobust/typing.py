@@ -64,12 +64,14 @@ class Batch(NamedTuple):
       index: `[batch]` int32, each example's number in its source: keys and clusters hang on it.
       weight: `[batch]` float32, the factor of each example's loss: importance weights have mean 1 over a source,
         padding has 0.
+
+    A `Stream` gives NumPy arrays, a `Source` JAX arrays.
     """
 
     inputs: PyTree
     targets: PyTree
-    index: Array
-    weight: Array
+    index: Array | np.ndarray
+    weight: Array | np.ndarray
 
 
 def _keep(key: Key, state: State, predict: Predict) -> State:
@@ -258,11 +260,12 @@ class Rule(NamedTuple):
     Attributes:
       init: `(workers, columns) -> state`; 0 workers where their number is known within the axis alone.
       apply: `(key, columns [n, m], alive [n], state, axis) -> (column [m], state, weights [n])`; a worker that is not
-        alive is left out. `axis` is the axis over which the vectors' columns are split, None where they are whole.
+        alive is left out. The key is None where the caller gave none. `axis` is the axis over which the vectors'
+        columns are split, None where they are whole.
     """
 
     init: Callable[[int, int], State]
-    apply: Callable[[Key, Array, Array, State, AxisName | None], tuple[Array, State, Array]]
+    apply: Callable[[Key | None, Array, Array, State, AxisName | None], tuple[Array, State, Array]]
 
 
 class Gallery(NamedTuple):

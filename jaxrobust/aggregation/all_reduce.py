@@ -74,8 +74,8 @@ class Reduction(optax.GradientTransformationExtraArgs):
 
     def __new__(
         cls,
-        init: Callable[[Params], ReduceState],
-        update: Callable[..., tuple[PyTree, ReduceState]],
+        init: optax.TransformInitFn,
+        update: Callable[..., tuple[PyTree, State]],
         combine: Callable[[PyTree, ReduceState], PyTree],
         axis: AxisName,
         exact: bool = False,
@@ -156,10 +156,9 @@ def all_reduce(
             return average(gradients, state), ReduceState(shared, state.own)
         shared = axes.common(state.shared, axis_name)
         workers = axes.size(axis_name)
-        step_key = None if key is None else jax.random.fold_in(key, shared.count)
+        step_key = _folded(key, shared.count)
         own_key, rule_key, broadcast_key = (
-            None if key is None else jax.random.fold_in(step_key, number)
-            for number in (axes.position(axis_name), workers, workers + 1)
+            _folded(step_key, number) for number in (axes.position(axis_name), workers, workers + 1)
         )
         vector, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients))
         levels = codec.adapt(codec.observe(vector, (shared.codec, state.own), axis_name))
@@ -232,6 +231,11 @@ def aggregate(rule: Rule, stacked: Array, *, key: Key | None = None) -> Array:
         raise ValueError(f"stacked must be [workers, dimension], got shape {jnp.shape(stacked)}: ravel each vector")
     alive = jnp.all(jnp.isfinite(stacked), axis=1)
     return rule.apply(key, stacked, alive, rule.init(*stacked.shape), None)[0]
+
+
+def _folded(key: Key | None, number: Array | int) -> Any:
+    """A key of its own, None without one: a codec that rounds never meets None, for `all_reduce` refuses it."""
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def _mean(tree: PyTree, state: ReduceState, *, axis: AxisName) -> PyTree:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.all_reduce import ReduceState, Reduction
-from jaxrobust.typing import Array, Key, Params, PyTree
+from jaxrobust.typing import Array, Key, Params, PyTree, State
 
 Attacker: TypeAlias = Callable[[Key | None, PyTree], PyTree]
 """`(key, honest gradient) -> sent gradient`, of one worker; without randomness it ignores the key."""
@@ -46,7 +46,7 @@ def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | No
 
     def update(
         gradients: PyTree, state: ReduceState, params: Params | None = None, **extra: Any
-    ) -> tuple[PyTree, ReduceState]:
+    ) -> tuple[PyTree, State]:
         if faulty >= axes.size(reduce.axis):
             raise ValueError(f"faulty must be less than the {axes.size(reduce.axis)} workers, got {faulty}")
         worker = axes.position(reduce.axis)

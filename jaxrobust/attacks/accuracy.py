@@ -5,7 +5,7 @@ Keys hang on an example's number in its source, so that results depend on neithe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -69,7 +69,7 @@ def accuracy(
         raise ValueError(f"radii need a curve, a function from a radius to an attack; got radii {tuple(radii)} alone")
     if gallery and not attacks and not len(radii):
         raise ValueError(f"a gallery of {gallery} needs an attack: give attacks, or curve and radii")
-    by_radius = {float(radius): curve(radius) for radius in radii}
+    by_radius = {} if curve is None else {float(radius): curve(radius) for radius in radii}
     shown = next(iter(attacks.values()), None) or (by_radius[max(by_radius)] if by_radius else None)
 
     @cache
@@ -97,10 +97,10 @@ def accuracy(
         right, taken = np.sum(jax.device_get(counts), axis=0)
         return float(right / taken)
 
-    @jax.jit
-    def show(key: Key, predict: Predict, batch: Batch) -> tuple[Array, ...]:
+    @partial(jax.jit, static_argnums=0)
+    def show(attack: Attack, key: Key, predict: Predict, batch: Batch) -> tuple[Array, ...]:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch.index)
-        attacked = shown(keys, predict, batch.inputs, batch.targets)
+        attacked = attack(keys, predict, batch.inputs, batch.targets)
         classes = (jnp.argmax(predict(images), -1) for images in (batch.inputs, attacked))
         return batch.inputs, attacked, batch.targets, *classes
 
@@ -116,9 +116,9 @@ def accuracy(
             for radius, attack in by_radius.items()
         }
         pictures = None
-        if gallery:
+        if gallery and shown is not None:
             batch = source.batch(state, 0, jnp.arange(min(gallery, source.size)), source.size)
-            pictures = Gallery(*map(np.asarray, show(key, predict, batch)))
+            pictures = Gallery(*map(np.asarray, show(shown, key, predict, batch)))
         return Evaluated(metrics, kept, pictures)
 
     return evaluate

@@ -40,7 +40,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         images = (digits.images[..., None] / 16).astype(np.float32)
         for number, (image, label) in enumerate(zip(images, digits.target, strict=True)):
             if (number % TEST_EVERY == TEST_EVERY - 1) == test:

@@ -7,7 +7,7 @@ Reference: "TensorFlow Datasets, a collection of ready-to-use datasets", https:/
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,8 @@ def _prepared(name: str, data_dir: str | Path | None) -> Any:
         raise ValueError(_unknown(name, data_dir)) from error
 
 
-def _examples(builder: Any, split: str, image: str, label: str) -> Sequence[Any]:
+def _examples(builder: Any, split: str, image: str, label: str) -> Any:
+    """A data source of TFDS: a sequence that gives several examples at once by `__getitems__`."""
     for feature in (image, label):
         if feature not in builder.info.features:
             raise ValueError(
@@ -165,7 +166,7 @@ def _examples(builder: Any, split: str, image: str, label: str) -> Sequence[Any]
             f"`jaxrobust data prepare {builder.name}`"
         ) from error
     except ValueError:
-        length = 0
+        examples, length = (), 0
     if not length:
         raise ValueError(f"no examples in split {split!r} of {builder.name}: it has {', '.join(builder.info.splits)}")
     return examples

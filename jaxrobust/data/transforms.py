@@ -70,7 +70,7 @@ def transformed(data: Data, *transforms: Transform) -> Data:
     def refresh(key: Key, state: TransformedState, predict: Predict) -> TransformedState:
         return state._replace(source=data.refresh(key, state.source, predict))
 
-    return Source(init, batch, data.size, data.fingerprint, refresh)
+    return data._replace(init=init, batch=batch, refresh=refresh)
 
 
 def crop(padding: int = 4) -> Transform:

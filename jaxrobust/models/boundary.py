@@ -78,7 +78,9 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
-def _normalizer(mean: Sequence[float] | None, std: Sequence[float] | None) -> Callable[[PyTree], PyTree]:
+def _normalizer(
+    mean: Sequence[float] | float | None, std: Sequence[float] | float | None
+) -> Callable[[PyTree], PyTree]:
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and (np.ndim(numbers) > 1 or not np.all(np.isfinite(numbers))):
             raise ValueError(f"{name} must be one finite number for each channel, got {numbers}")
@@ -87,10 +89,11 @@ def _normalizer(mean: Sequence[float] | None, std: Sequence[float] | None) -> Ca
     if mean is None and std is None:
         return lambda inputs: inputs
 
-    def channels(name: str, numbers: Sequence[float], inputs: Array) -> Array:
-        if np.ndim(numbers) and len(numbers) not in (1, inputs.shape[-1]):
+    def channels(name: str, numbers: Sequence[float] | float, inputs: Array) -> Array:
+        count = np.size(numbers)
+        if np.ndim(numbers) and count not in (1, inputs.shape[-1]):
             raise ValueError(
-                f"{name} must have one number for each of {inputs.shape[-1]} channels, got {len(numbers)}: inputs are "
+                f"{name} must have one number for each of {inputs.shape[-1]} channels, got {count}: inputs are "
                 f"[batch, ..., channel], here {inputs.shape}"
             )
         return jnp.asarray(numbers, inputs.dtype)

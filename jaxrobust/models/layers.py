@@ -69,6 +69,8 @@ class Layers:
             use_running_average=not train,
             momentum=0.99,
             epsilon=1e-5,
+            # Flax declares one name; it hands the field to `jax.lax.pmean`, which takes several.
+            # pyrefly: ignore[bad-argument-type]
             axis_name=self.axis_name,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -79,4 +79,4 @@ def linen(
         return applying(module.clone(axis_name=axis_name))
 
     model = bounded(init, applying(alone), over if shares else None, mean=mean, std=std)
-    return model.over(module.axis_name) if shares and module.axis_name is not None else model
+    return model if model.over is None or module.axis_name is None else model.over(module.axis_name)

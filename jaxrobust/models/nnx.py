@@ -81,7 +81,10 @@ def nnx(
             filled = (_fill(template, tree) for template, tree in zip(templates, (params, state), strict=True))
             network = flax_nnx.merge(graphs[train], *filled)
             outputs = network(inputs)
-            return outputs, _plain(flax_nnx.split(network, flax_nnx.Param, ...)[2]) if train else state
+            if not train:
+                return outputs, state
+            _, _, after = flax_nnx.split(network, flax_nnx.Param, ...)
+            return outputs, _plain(after)
 
         return apply
 

@@ -50,13 +50,14 @@ def compare(run_directories: Sequence[str | Path]) -> str:
     arguments = _differing([section(section(run.manifest, "configuration"), "arguments") for run in runs])
     attacks = list(dict.fromkeys(name for line in lines for name in line["robust"]))
     head = ["run", "configuration", *arguments[0], "step", "loss", "clean", *attacks]
-    table = [head, ["-" for _ in head]]
+    table: list[list[str]] = [head, ["-" for _ in head]]
     for name, run, line, differing in zip(names, runs, lines, arguments, strict=True):
         robust = [line["robust"].get(attack, "-") for attack in attacks]
         known = [name, run.name, *differing.values(), line["step"], line["loss"]]
         table.append([_cell(text) for text in (*known, line["clean"], *robust)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table[1] = ["-" * width for width in widths]
+    dashes: list[str] = ["-" * width for width in widths]
+    table[1] = dashes
     return "\n".join(
         "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in table
     )

@@ -64,7 +64,7 @@ def write_report(run_directory: str | Path) -> Path:
 def _page(run: Run) -> dict[str, Any]:
     main, others = _charts(run)
     shown, columns, stride = _table(run.rows)
-    shows = run.gallery is not None and len(run.gallery.labels) > 0
+    gallery = run.gallery if run.gallery is not None and len(run.gallery.labels) else None
     return {
         "name": run.name,
         "sentence": _sentence(run),
@@ -74,11 +74,11 @@ def _page(run: Run) -> dict[str, Any]:
         "facts": _facts(run),
         "charts": main,
         "other_charts": others,
-        "exhibits": exhibits(run.gallery) if shows else [],
-        "examples": len(run.gallery.labels) if shows else 0,
+        "exhibits": exhibits(gallery) if gallery else [],
+        "examples": len(gallery.labels) if gallery else 0,
         "shown_examples": SHOWN,
-        "scale": number(magnification(run.gallery)) if shows else "1",
-        "shape": run.gallery.images.shape[1:] if shows else (1, 1, 1),
+        "scale": number(magnification(gallery)) if gallery else "1",
+        "shape": gallery.images.shape[1:] if gallery else (1, 1, 1),
         "manifest": _flat(run.manifest),
         "rows": shown,
         "row_count": len(run.rows),

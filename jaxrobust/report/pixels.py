@@ -42,7 +42,7 @@ class Exhibit(NamedTuple):
     index: int
     label: int
     verdict: str
-    pictures: tuple[Picture, Picture, Picture]
+    pictures: tuple[Picture, ...]
 
 
 def bytes_of(images: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ class Progress:
         self._known |= {name: float(value) for name, value in found.items() if value is not None}
         now = self._clock()
         self._first = self._first or (now, step)
-        text = self._text(step, now)
+        text = self._text(step, now, *self._first)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif self._said is None or now - self._said >= INTERVAL:
@@ -70,10 +70,9 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
-    def _text(self, step: int, now: float) -> str:
+    def _text(self, step: int, now: float, since: float, first: int) -> str:
         say = {"loss": number, "clean": percent, "robust": percent, "images/s": lambda rate: f"{rate:,.0f}"}
         parts = [f"{name} {say[name](self._known[name])}" for name in say if name in self._known]
-        since, first = self._first
         if first < step < self._total:
             parts.append(f"{duration((self._total - step) * (now - since) / (step - first))} left")
         return "  ".join(parts)

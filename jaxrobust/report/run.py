@@ -135,8 +135,8 @@ def _curve(path: Path) -> dict[str, Any] | None:
     if curve is None:
         return None
     radii, accuracy = curve.get("radii"), curve.get("accuracy")
-    numbers = all(isinstance(part, list) and all(map(is_number, part)) for part in (radii, accuracy))
-    if not numbers or len(radii) != len(accuracy):
+    lists = isinstance(radii, list) and isinstance(accuracy, list)
+    if not lists or len(radii) != len(accuracy) or not all(map(is_number, radii + accuracy)):
         raise ValueError(f"{path} is damaged (radii and accuracy must be lists of numbers of one length)")
     return curve
 

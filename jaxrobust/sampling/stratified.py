@@ -108,13 +108,14 @@ def stratified(source: Source, assignment: np.ndarray, strata: int, *, reassign:
         share = count.astype(jnp.float32) * (strata / source.size)
         return drawn._replace(weight=drawn.weight * share)
 
+    if reassign is None:
+        return Source(init, batch, source.size, source.fingerprint)
+
     @jax.jit
     def regrouped(key: Key, state: StratifiedState, predict: Predict) -> tuple[Array, Array]:
         return _sorted(reassign(key, predict, lambda index: examples(state.source, index), source.size), strata)
 
     def refresh(key: Key, state: StratifiedState, predict: Predict) -> StratifiedState:
-        if reassign is None:
-            return state
         order, offsets = regrouped(key, state, predict)
         return state._replace(order=order, offsets=offsets)
 

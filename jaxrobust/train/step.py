@@ -65,8 +65,18 @@ class Trainer(NamedTuple):
     workers: int
 
     def place(self, tree: PyTree) -> PyTree:
-        """Put host values on the mesh, the same on every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+        """Put values that every process has on the mesh, the same on every device."""
+        sharding = NamedSharding(self.mesh, P())
+
+        def put(leaf: Any) -> Array:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+            if sharding.is_fully_addressable:
+                return jax.device_put(leaf, sharding)
+            host = np.asarray(leaf)
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+        return jax.tree.map(put, tree)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

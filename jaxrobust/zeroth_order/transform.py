@@ -75,8 +75,8 @@ def as_transform(
         return TransformState(jnp.int32(0), key, estimator.init(chosen(params)), jnp.int32(0))
 
     def update(
-        gradients: PyTree,
-        state: TransformState,
+        updates: PyTree,
+        state: State,
         params: Params | None = None,
         *,
         value_fn: Callable[[Params], Array] | None = None,
@@ -94,7 +94,7 @@ def as_transform(
         )
         queries = state.queries + found.queries
         after = TransformState(state.count + 1, state.key, found.state, queries)
-        return _merged(found.gradient, gradients), after
+        return _merged(found.gradient, updates), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 

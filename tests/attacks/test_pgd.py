@@ -85,7 +85,8 @@ def test_the_optimum_on_a_linear_model(ball, x64):
 def test_the_sign_of_the_weight_from_any_start():
     weight = jax.random.normal(KEY, (4, 4, 2))
     images = jax.random.uniform(jax.random.key(1), (3, 4, 4, 2))
-    found = attacks.pgd(geometry.linf(), RADIUS, steps=2)(KEY, linear(weight), images, jnp.ones(3, jnp.int32))
+    attack = attacks.pgd(geometry.linf(), RADIUS, steps=2)
+    found = jax.jit(lambda: attack(KEY, linear(weight), images, jnp.ones(3, jnp.int32)))()
     expected = jnp.clip(images - RADIUS * jnp.sign(weight), 0, 1)
     np.testing.assert_allclose(found, expected, atol=2e-7)
     assert not np.allclose(found, images - RADIUS * jnp.sign(weight), atol=2e-7)

@@ -29,9 +29,14 @@ def two_processes(dtype, steps):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     first, second = (start(2, dtype, steps, process, port) for process in (0, 1))
-    losses = curve(first)
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 0, err
+    try:
+        losses = curve(first)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 0, err
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
     return losses
 
 

@@ -27,7 +27,7 @@ def mean() -> Rule:
     return _MEAN
 
 
-def _apply(key: Key, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
+def _apply(key: Key | None, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
     del key, axis
     living = jnp.sum(alive).astype(columns.dtype)
     total = jnp.sum(jnp.where(alive[:, None], columns, 0.0), axis=0)

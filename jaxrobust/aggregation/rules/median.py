@@ -29,7 +29,7 @@ def median() -> Rule:
     return stateless(_apply)
 
 
-def _apply(key: Key, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
+def _apply(key: Key | None, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
     del key, axis
     living = jnp.sum(alive)
     # The dead sort behind all finite values; the middle of the first `living` rows never meets them.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
 
-def stateless(apply: Callable[[Key, Array, Array, AxisName | None], tuple[Array, Array]]) -> Rule:
+def stateless(apply: Callable[[Key | None, Array, Array, AxisName | None], tuple[Array, Array]]) -> Rule:
     """Make a `Rule` whose state is empty.
 
     Args:
@@ -28,7 +28,7 @@ def stateless(apply: Callable[[Key, Array, Array, AxisName | None], tuple[Array,
         return ()
 
     def apply_(
-        key: Key, columns: Array, alive: Array, state: State, axis: AxisName | None
+        key: Key | None, columns: Array, alive: Array, state: State, axis: AxisName | None
     ) -> tuple[Array, State, Array]:
         column, weights = apply(key, columns, alive, axis)
         return column, state, weights
