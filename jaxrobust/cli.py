@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-USAGE = 2
+USAGE, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return options.command(options, rest)
-    except (ValueError, OSError, Diverged) as error:
+    except KeyboardInterrupt:
+        print("jaxrobust: interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError, Diverged) as error:
         if options.traceback:
             raise
         return _complain(str(error))

@@ -65,12 +65,12 @@ class Reduction(optax.GradientTransformationExtraArgs):
       combine: `(tree, state) -> tree`, how workers' other quantities (statistics, metrics) become one: by the mean
         where the rule is the mean, else by the median of the finite values: a hostile worker cannot lie through them.
       axis: the mapped axis, or several with the outermost first.
-      exact: whether it is the plain mean of all workers and nothing else.
+      averages: whether the rule is the mean; what workers share in a step (batch statistics) may then be a mean too.
     """
 
     combine: Callable[[PyTree, ReduceState], PyTree]
     axis: AxisName
-    exact: bool
+    averages: bool
 
     def __new__(
         cls,
@@ -78,11 +78,11 @@ class Reduction(optax.GradientTransformationExtraArgs):
         update: Callable[..., tuple[PyTree, State]],
         combine: Callable[[PyTree, ReduceState], PyTree],
         axis: AxisName,
-        exact: bool = False,
+        averages: bool = False,
     ) -> "Reduction":
         """Build one; see the class's attributes."""
         self = super().__new__(cls, init, update)
-        self.combine, self.axis, self.exact = combine, axis, exact
+        self.combine, self.axis, self.averages = combine, axis, averages
         return self
 
 
@@ -182,7 +182,7 @@ def all_reduce(
         reduced = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), unravel(column), gradients)
         return reduced, ReduceState(shared, own)
 
-    return Reduction(init, update, combine, axis_name, exact)
+    return Reduction(init, update, combine, axis_name, rule == _MEAN)
 
 
 def exact_mean(axis_name: AxisName) -> Reduction:

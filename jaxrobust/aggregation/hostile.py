@@ -56,7 +56,7 @@ def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | No
         )
         return reduce.update(sent, state, params, **extra)
 
-    return Reduction(reduce.init, update, reduce.combine, reduce.axis)
+    return Reduction(reduce.init, update, reduce.combine, reduce.axis, reduce.averages)
 
 
 def sign_flip(scale: float = 1.0) -> Attacker:

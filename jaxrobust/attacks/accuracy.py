@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from jaxrobust.typing import Array, Attack, Batch, Evaluated, Evaluation, Gallery, Key, Predict, Source
 
@@ -118,11 +119,18 @@ def accuracy(
         pictures = None
         if gallery and shown is not None:
             batch = source.batch(state, 0, jnp.arange(min(gallery, source.size)), source.size)
-            pictures = Gallery(*map(np.asarray, show(shown, key, predict, batch)))
+            pictures = Gallery(*map(_host, show(shown, key, predict, batch)))
         return Evaluated(metrics, kept, pictures)
 
     return evaluate
 
 
+def _host(array: Array) -> np.ndarray:
+    """An array as NumPy's, gathered first where its parts lie on several processes."""
+    return np.asarray(array if array.is_fully_addressable else process_allgather(array, tiled=True))
+
+
 def _right(predict: Predict, images: Array, batch: Batch) -> Array:
-    return jnp.argmax(predict(images), axis=-1).astype(batch.targets.dtype) == batch.targets
+    logits = predict(images)
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    return finite & (jnp.argmax(logits, axis=-1).astype(batch.targets.dtype) == batch.targets)

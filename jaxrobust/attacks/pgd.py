@@ -103,9 +103,9 @@ def pgd(
             best, highest = carry
             found = restart(i)
             height = loss(logits_fn(found), labels)
-            better = height > highest
+            better = (height > highest) | jnp.isnan(highest)
             kept = jnp.where(better.reshape(-1, *(1,) * (images.ndim - 1)), found, best)
-            return (kept, jnp.maximum(height, highest)), None
+            return (kept, jnp.where(better, height, highest)), None
 
         first = restart(0)
         (best, _), _ = jax.lax.scan(again, (first, loss(logits_fn(first), labels)), jnp.arange(1, restarts))

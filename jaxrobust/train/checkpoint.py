@@ -45,11 +45,18 @@ class Checkpoints:
     Args:
       directory: where they lie; made if absent.
       trainer: whose states they are.
+      read_only: whether nothing is ever written, as beside a run that goes on.
     """
 
-    def __init__(self, directory: Path, trainer: Trainer) -> None:
-        self._directory, self._trainer = directory, trainer
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
+    def __init__(self, directory: Path, trainer: Trainer, *, read_only: bool = False) -> None:
+        self._directory, self._trainer, self._superseded = directory, trainer, -1
+        options = (
+            ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
+        )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def steps(self) -> list[int]:
@@ -59,6 +66,9 @@ class Checkpoints:
     def save(self, state: TrainState, reduction: State, source: dict[str, Any]) -> None:
         """Begin to save; returns before the bytes are on disk. Raises OSError where an earlier save failed."""
         step = int(state.step)
+        for later in [s for s in self.steps() if 0 <= self._superseded < s]:
+            self._manager.delete(later)
+        self._superseded = -1
         if step in self.steps():
             return
         about = {"workers": self._trainer.workers, "source": sorted(source)}
@@ -77,10 +87,9 @@ class Checkpoints:
         """Finish saving and let go of the directory."""
         self._manager.close()
 
-    def discard_after(self, step: int) -> None:
-        """Delete checkpoints later than a step, from which a run goes on by another way."""
-        for later in [s for s in self.steps() if s > step]:
-            self._manager.delete(later)
+    def supersede_after(self, step: int) -> None:
+        """Let the next save replace checkpoints later than a step, from which a run goes on by another way."""
+        self._superseded = step
 
     def restore_state(self, step: int) -> TrainState:
         """Read the shared state of one checkpoint, all that an evaluation needs; raises like `restore`."""

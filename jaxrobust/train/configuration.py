@@ -7,7 +7,7 @@ run.
 
 import hashlib
 import inspect
-import runpy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,49 +38,63 @@ class Configuration:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
 
-def load_function(path: Path) -> tuple[Callable[..., Experiment], str]:
+def load_function(path: Path, sha256: str | None = None) -> tuple[Callable[..., Experiment], str]:
     """Execute a configuration file and take its function.
 
     Args:
       path: a Python file.
+      sha256: hex digest that its text must have; it is compared before anything is executed. None for any.
 
     Returns:
       The function `experiment` and the file's text.
 
     Raises:
-      ValueError: if there is no such file, or no such function in it.
+      ValueError: if there is no such file, no such function in it, or its text is another.
     """
     if not path.is_file():
         raise ValueError(f"no configuration file {path}: give the path of a Python file with a function `experiment`")
-    source = path.read_text()
+    text = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
+        raise ValueError(
+            f"{path} is not the configuration that trained the run (its text differs): name it by --config"
+        )
+    names = {"__name__": "configuration", "__file__": str(path)}
     try:
-        names = runpy.run_path(str(path))
+        exec(compile(text, str(path), "exec"), names)
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
     function = names.get("experiment")
     if not callable(function):
         raise ValueError(f"{path} has no function `experiment`: a configuration defines one that returns an Experiment")
-    return function, source
+    return function, text.decode()
 
 
-def configure(path: Path, arguments: Mapping[str, Any]) -> Configuration:
+def configure(path: Path, arguments: Mapping[str, Any], sha256: str | None = None) -> Configuration:
     """A configuration file with some of its arguments given.
 
     Args:
       path: the file.
       arguments: keyword arguments of its `experiment`; the others keep their defaults.
+      sha256: as in `load_function`.
 
     Returns:
       The configuration, not yet built.
 
     Raises:
-      ValueError: for a file without `experiment`, or an argument that it does not take.
+      ValueError: for a file without `experiment`, an argument that it does not take, or one that is no plain value.
     """
-    function, source = load_function(path)
+    function, text = load_function(path, sha256)
     parameters = inspect.signature(function).parameters
     unknown = [name for name in arguments if name not in parameters]
     if unknown:
         raise ValueError(f"{path.name} takes no argument {unknown[0]!r}: it has {', '.join(parameters)}")
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    resolved = {**defaults, **arguments}
-    return Configuration(path.name, source, resolved, lambda: function(**resolved))
+    resolved = {name: arguments.get(name, parameter.default) for name, parameter in parameters.items()}
+    for name, value in resolved.items():
+        # What JSON gives back as a list was a tuple where the default is one.
+        if isinstance(parameters[name].default, tuple) and isinstance(value, list):
+            resolved[name] = tuple(value)
+    try:
+        recorded = json.loads(json.dumps(resolved))
+    except TypeError as error:
+        raise ValueError(f"{path.name}: arguments must be numbers, texts or lists of them ({error})") from error
+    return Configuration(path.name, text, recorded, lambda: function(**resolved))

@@ -37,18 +37,7 @@ def configuration_of(run: Path, file: Path | None = None) -> Configuration:
         raise ValueError(
             f"{path} came with the run, and nothing of a run is executed: name your own with --config FILE"
         )
-    # The hash is compared before the file is executed.
-    _check_hash(path, recorded["sha256"], run)
-    return configure(path, recorded["arguments"])
-
-
-def _check_hash(path: Path, sha256: str, run: Path) -> None:
-    import hashlib
-
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ValueError(
-            f"{path} is not the configuration that trained {run} (its text differs): name it with --config"
-        )
+    return configure(path, recorded["arguments"], recorded["sha256"])
 
 
 def evaluate_run(run: Path, file: Path | None = None, step: int | None = None) -> tuple[Evaluated, int]:
@@ -69,18 +58,18 @@ def evaluate_run(run: Path, file: Path | None = None, step: int | None = None) -
     if experiment.test is None:
         raise ValueError(f"the configuration of {run} has no test examples to evaluate on")
     trainer = prepare_training(experiment, make_mesh())
-    checkpoints = Checkpoints(run / "checkpoints", trainer)
+    if not (run / "checkpoints").is_dir():
+        raise ValueError(f"no checkpoint in {run}: train it first")
+    checkpoints = Checkpoints(run / "checkpoints", trainer, read_only=True)
     try:
         steps = checkpoints.steps()
         if not steps or (step is not None and step not in steps):
             raise ValueError(f"no checkpoint {'' if step is None else step} in {run}: there are {steps or 'none'}")
-        _, _, evaluation_key = keys_of_run(experiment.seed)
         chosen = steps[-1] if step is None else step
         state = checkpoints.restore_state(chosen)
     finally:
         checkpoints.close()
-    import jax
-
     evaluation = experiment.final or experiment.evaluate
-    key = jax.random.fold_in(evaluation_key, 0)
-    return evaluation(key, predictor(trainer, state), sharded(experiment.test, trainer)), chosen
+    return evaluation(
+        keys_of_run(experiment.seed).evaluation, predictor(trainer, state), sharded(experiment.test, trainer)
+    ), chosen

@@ -98,10 +98,10 @@ class Experiment:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.refresh_every and isinstance(self.data, Stream):
             raise ValueError("refresh_every needs a Source on the device, got a Stream: set refresh_every=0")
-        if self.objective.coupled and not is_exact_mean(self.reduction):
+        if self.objective.coupled and not is_mean(self.reduction):
             raise ValueError(
-                "a coupled objective needs the exact mean, got another reduction: leave reduce=None, or take an "
-                "objective whose losses are separate"
+                "a coupled objective needs the mean, got another rule: leave reduce=None, or take an objective whose "
+                "losses are separate"
             )
 
     @property
@@ -115,9 +115,9 @@ class Experiment:
         return exact_mean(self.axes) if self.reduce is None else self.reduce
 
 
-def is_exact_mean(reduce: optax.GradientTransformation) -> bool:
-    """Whether a reduction is the plain mean, so that statistics shared by all workers are meaningful."""
-    return getattr(reduce, "exact", False)
+def is_mean(reduce: optax.GradientTransformation) -> bool:
+    """Whether a reduction's rule is the mean, so that statistics shared by all workers are meaningful."""
+    return getattr(reduce, "averages", False)
 
 
 def moving_average(decay: float = 0.995, warmup: int = 0) -> Average:

@@ -30,6 +30,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
+from jaxrobust.report.page import write_report
 from jaxrobust.report.progress import progress
 from jaxrobust.report.rows import Rows, read_rows, truncate_rows
 from jaxrobust.report.tensorboard import Events
@@ -117,12 +118,7 @@ def fit(
     with ExitStack() as stack:
         run = _Run(experiment, directory, configuration, make_mesh(devices), stack)
         run.resume(resume_from)
-        try:
-            return run.train(tensorboard, stream)
-        except OSError as error:
-            reason = error.strerror or error
-            remedy = "make room and run the same command again: it goes on from the last checkpoint"
-            raise OSError(f"{directory} could not be written ({reason}): {remedy}") from error
+        return run.train(tensorboard, stream)
 
 
 def predictor(trainer: Trainer, state: TrainState) -> Predict:
@@ -160,8 +156,8 @@ class _Run:
         self.about = describe(experiment, self.configuration)
         if self.directory is not None:
             self._claim(self.directory)
-        _, data_key, self.evaluation_key = keys_of_run(experiment.seed)
-        self.original = self._examples(data_key)
+        self.keys = keys_of_run(experiment.seed)
+        self.original = self._examples(self.keys.data)
         self.source = self.original
         self.test = None if experiment.test is None else sharded(experiment.test, self.trainer)
         self.state, self.reduction = self.trainer.init()
@@ -178,17 +174,24 @@ class _Run:
 
     def _claim(self, directory: Path) -> None:
         """Take the directory for this run alone; an existing run must be of the same configuration."""
-        directory.mkdir(parents=True, exist_ok=True)
+        refusal = None
         if self.main:
-            self.stack.enter_context(_lock(directory))
-            if (directory / "manifest.json").exists():
-                check_same(directory, self.about)
-                self.about = {**self.about, "seconds": read_manifest(directory).get("seconds", 0.0)}
-            elif any(path.name != "lock" for path in directory.iterdir()):
-                raise ValueError(f"{directory} is not empty and holds no run: give another --run directory")
-            write_manifest(directory, self.about)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("claimed")
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                self.stack.enter_context(_lock(directory))
+                if (directory / "manifest.json").exists():
+                    check_same(directory, self.about)
+                    self.about = {**self.about, "seconds": read_manifest(directory).get("seconds", 0.0)}
+                elif any(path.name != "lock" and not path.name.startswith(".") for path in directory.iterdir()):
+                    raise ValueError(f"{directory} is not empty and holds no run: give another --run directory")
+                write_manifest(directory, self.about)
+            except (ValueError, OSError) as error:
+                refusal = error
+        # No process goes on where the first one could not take the directory.
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+            refusal = refusal or ValueError(f"process 0 could not take {directory}: its own line says why")
+        if refusal is not None:
+            raise refusal
 
     def resume(self, step: int | None) -> None:
         """Go on from a checkpoint: the last one, or that of a step."""
@@ -204,7 +207,7 @@ class _Run:
             earlier = [s for s in steps if s < chosen]
             remedy = f"run again with --resume-from {earlier[-1]}" if earlier else "none before it: give another --run"
             raise ValueError(f"{error}: {remedy}") from error
-        self.checkpoints.discard_after(chosen)
+        self.checkpoints.supersede_after(chosen)
         self.state, self.reduction = found.state, found.reduction
         self.source = with_leaves(self.original, found.source)
         if found.resized:
@@ -226,34 +229,39 @@ class _Run:
         for note in self.notes:
             self.bar.line(note)
         stopping = self.stack.enter_context(_on_sigterm())
-        began, pending, batches = time.perf_counter(), [], self._batches(step)
+        began, batches = time.perf_counter(), self._batches(step)
         self.clock, self.since = began, step
+        if self._evaluation_due(step) and not any(row["step"] == step and "split" in row for row in self.rows):
+            self._evaluate(experiment.evaluate, step)
         while step < experiment.steps:
             if experiment.refresh_every and step % experiment.refresh_every == 0:
                 self._refresh(step)
             fed = next(batches)
             self.state, self.reduction, metrics = self.trainer.step(self.state, self.reduction, self.source, fed)
-            pending, step = [metrics], step + 1
+            step += 1
             last = step == experiment.steps
             if step % experiment.log_every == 0 or last:
-                self._log(step, pending[-1])
-            if not last and experiment.evaluate_every and step % experiment.evaluate_every == 0:
-                self._evaluate(experiment.evaluate, step)
+                self._log(step, metrics)
             due = experiment.checkpoint_every and step % experiment.checkpoint_every == 0
             stop = _agree(stopping, step)
             if due or last or stop:
                 self._save()
             if stop and not last:
-                self.checkpoints and self.checkpoints.wait()
                 self._finish("stopped", began)
                 self.bar.line(f"stopped at step {step}: the same command goes on")
                 return Fitted(self.state, predictor(self.trainer, self.state), self.rows, None, False)
-        if self.checkpoints:
-            self.checkpoints.wait()
+            # After the save: a run that is killed while it evaluates loses no step.
+            if self._evaluation_due(step):
+                self._evaluate(experiment.evaluate, step)
+        self._wait()
         evaluated = self._evaluate(experiment.final or experiment.evaluate, step, final=True)
         self._keep(evaluated)
         self._finish("finished", began)
         return Fitted(self.state, predictor(self.trainer, self.state), self.rows, evaluated, True)
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.experiment.evaluate_every
+        return bool(every) and step % every == 0 and 0 < step < self.experiment.steps
 
     def _batches(self, step: int) -> Iterator[Any]:
         """What the host feeds to each step: nothing where the examples live on the device."""
@@ -270,7 +278,7 @@ class _Run:
         data = self.experiment.data
         if isinstance(data, Stream):
             return
-        key = jax.random.fold_in(jax.random.fold_in(self.evaluation_key, 1), step)
+        key = jax.random.fold_in(self.keys.refresh, step)
         self.source = data.refresh(key, self.source, predictor(self.trainer, self.state))
 
     def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -300,8 +308,7 @@ class _Run:
         if self.test is None:
             return None
         began = time.perf_counter()
-        key = jax.random.fold_in(self.evaluation_key, 0)
-        found = evaluation(key, predictor(self.trainer, self.state), self.test)
+        found = evaluation(self.keys.evaluation, predictor(self.trainer, self.state), self.test)
         self._write({"step": step, "split": "test", **({"final": True} if final else {}), **found.metrics})
         accuracies = ", ".join(f"{name} {100 * value:.2f} %" for name, value in found.metrics.items())
         self.bar.line(f"step {step}: {accuracies} of the test examples")
@@ -310,44 +317,64 @@ class _Run:
 
     def _write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        for writer in self.writers:
-            writer.write(row)
+        with _writing(self.directory):
+            for writer in self.writers:
+                writer.write(row)
 
     def _save(self) -> None:
         if self.checkpoints is None:
             return
         self._check_finite()
-        self.checkpoints.save(self.state, self.reduction, changed_leaves(self.source, self.original))
+        with _writing(self.directory):
+            self.checkpoints.save(self.state, self.reduction, changed_leaves(self.source, self.original))
+
+    def _wait(self) -> None:
+        if self.checkpoints is not None:
+            with _writing(self.directory):
+                self.checkpoints.wait()
 
     def _keep(self, evaluated: Evaluated | None) -> None:
         """Write what the final evaluation found beside the run's metrics."""
         if evaluated is None or self.directory is None or not self.main:
             return
-        if evaluated.curve:
-            curve = {"radii": list(evaluated.curve), "accuracy": list(evaluated.curve.values())}
-            (self.directory / "curve.json").write_text(json.dumps(curve) + "\n")
-        if evaluated.gallery is not None:
-            np.savez(self.directory / "gallery.npz", **evaluated.gallery._asdict())
+        with _writing(self.directory):
+            if evaluated.curve:
+                curve = {"radii": list(evaluated.curve), "accuracy": list(evaluated.curve.values())}
+                (self.directory / "curve.json").write_text(json.dumps(curve) + "\n")
+            if evaluated.gallery is not None:
+                np.savez(self.directory / "gallery.npz", **evaluated.gallery._asdict())
 
     def _finish(self, status: str, began: float) -> None:
+        self._wait()
         if self.directory is None or not self.main:
             return
         seconds = self.about.get("seconds", 0.0) + time.perf_counter() - began
-        write_manifest(self.directory, {**self.about, "status": status, "seconds": round(seconds, 1)})
-        from jaxrobust.report.page import write_report
+        with _writing(self.directory):
+            write_manifest(self.directory, {**self.about, "status": status, "seconds": round(seconds, 1)})
+            write_report(self.directory)
 
-        write_report(self.directory)
+
+@contextmanager
+def _writing(directory: Path | None) -> Iterator[None]:
+    """Say what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        remedy = "make room and run the same command again: it goes on from the last checkpoint"
+        raise OSError(f"{directory} could not be written ({reason}): {remedy}") from error
 
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
     import fcntl
 
-    with (directory / "lock").open("w") as file:
+    with (directory / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another run goes on in {directory}: wait for it, or give another --run") from error
+        file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield

@@ -30,6 +30,8 @@ def describe(experiment: Experiment, configuration: Configuration | None) -> dic
         "seed": experiment.seed,
         "steps": experiment.steps,
         "batch_size": experiment.batch_size,
+        "accumulation": experiment.accumulation,
+        "workers_per_device": experiment.workers_per_device,
         "data": {"train": experiment.data.fingerprint, **test},
         "keys": {"seed": experiment.seed, "implementation": str(jax.random.key_impl(jax.random.key(0)))},
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
@@ -111,6 +113,6 @@ def check_same(directory: Path, about: dict[str, Any]) -> None:
                 f"{directory} belongs to another configuration: {name} was {old['arguments'].get(name)!r}, "
                 f"now {new['arguments'][name]!r}: {remedy}"
             )
-    for name in ("seed", "batch_size", "data"):
+    for name in ("seed", "batch_size", "accumulation", "workers_per_device", "data"):
         if before.get(name) != about[name]:
             raise ValueError(f"{directory} belongs to another run: {name} was {before.get(name)!r}: {remedy}")

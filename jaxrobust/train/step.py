@@ -7,6 +7,7 @@ A step runs under `shard_map` over the axis `data`, one worker per device, or se
 replicated parameters sums over the axis by itself, and every codec and rule would see equal gradients.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrobust.train.experiment import DATA, WORKER, Experiment, is_exact_mean
+from jaxrobust.train.experiment import DATA, WORKER, Experiment, is_mean
 from jaxrobust.typing import Array, AxisName, Batch, Key, Metrics, Params, PyTree, State, Stream
 
 
@@ -161,23 +162,32 @@ def example_inputs(experiment: Experiment) -> PyTree:
     return jax.eval_shape(lambda s: source.batch(s, 0, jnp.zeros(1, jnp.int32), experiment.batch_size), state).inputs
 
 
-def keys_of_run(seed: int) -> tuple[Key, Key, Key]:
-    """The keys of parameters, of data order and of the steps, from a run's seed."""
-    init, data, steps = jax.random.split(jax.random.key(seed), 3)
-    return init, data, steps
+class RunKeys(NamedTuple):
+    """The roots of a run's randomness: of parameters, data order, steps, and of evaluations and samplers' refreshes."""
+
+    init: Key
+    data: Key
+    steps: Key
+    evaluation: Key
+    refresh: Key
+
+
+def keys_of_run(seed: int) -> RunKeys:
+    """The keys that a run draws from, by its seed."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), 5))
 
 
 def _initial(experiment: Experiment, workers: int) -> tuple[TrainState, State]:
-    init, _, steps = keys_of_run(experiment.seed)
+    keys = keys_of_run(experiment.seed)
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_inputs(experiment))
-    model_key, augment_key = jax.random.split(init)
+    model_key, augment_key = jax.random.split(keys.init)
     model, model_state = experiment.model.init(model_key, inputs)
     params = {"augment": experiment.augment.init(augment_key), "model": model}
     own = experiment.reduction.init(params)
     state = TrainState(
         step=jnp.int32(0),
         failed=jnp.int32(-1),
-        key=steps,
+        key=keys.steps,
         params=params,
         average=() if experiment.average is None else params,
         model=model_state,
@@ -191,17 +201,22 @@ def _worker_step(
     experiment: Experiment, workers: int, state: TrainState, reduction: State, source: State, fed: PyTree
 ) -> tuple[TrainState, State, Metrics]:
     axes, key = experiment.axes, jax.random.fold_in(state.key, state.step)
-    exact = is_exact_mean(experiment.reduction)
-    model = experiment.model.over(axes) if exact and experiment.model.over else experiment.model
+    over = experiment.model.over if is_mean(experiment.reduction) else None
+    model = experiment.model if over is None else over(axes)
     gradient_key = jax.random.fold_in(key, 0)
 
-    def values(part: Array, base: State) -> Callable[[Params], tuple[Array, tuple[State, Metrics]]]:
-        """The losses of one part of the worker's share of the batch, as a function of the parameters."""
+    def prepare(part: Array, base: State) -> PyTree:
+        """What the objective needs of one part of the worker's share of the batch: once, at the base parameters."""
         batch = _part_of_batch(experiment, workers, part, state, source, fed)
-        augment_keys, prepare_keys, loss_keys = (_per_example(jax.random.fold_in(key, i), batch) for i in (1, 2, 3))
+        augment_keys, prepare_keys = (_per_example(jax.random.fold_in(key, i), batch) for i in (1, 2))
         plain, _ = experiment.augment.apply(state.params["augment"], augment_keys, batch, state.step)
         prepared = experiment.objective.prepare(prepare_keys, model, state.params["model"], base, plain)
-        prepared = jax.lax.stop_gradient(prepared)
+        return jax.lax.stop_gradient(prepared)
+
+    def values(part: Array, base: State, prepared: PyTree) -> Callable[[Params], tuple[Array, tuple[State, Metrics]]]:
+        """The losses of that part, as a function of the parameters."""
+        batch = _part_of_batch(experiment, workers, part, state, source, fed)
+        augment_keys, loss_keys = (_per_example(jax.random.fold_in(key, i), batch) for i in (1, 3))
 
         def value(params: Params) -> tuple[Array, tuple[State, Metrics]]:
             augmented, penalty = experiment.augment.apply(params["augment"], augment_keys, batch, state.step)
@@ -215,17 +230,20 @@ def _worker_step(
 
     def estimate(carry: tuple[State, State], part: Array) -> tuple[tuple[State, State], tuple]:
         base, memory = carry
-        found = experiment.gradient(gradient_key, values(part, base), state.params, memory, has_aux=True)
+        prepared = prepare(part, base)
+        found = experiment.gradient(gradient_key, values(part, base, prepared), state.params, memory, has_aux=True)
         after, metrics = found.aux
         metrics = {"loss": found.value, **metrics}
-        return (after, found.state), (found.gradient, metrics, found.queries)
+        return (after, found.state), (found.gradient, metrics, found.queries, prepared)
 
     parts = jnp.arange(experiment.accumulation)
     if experiment.accumulation == 1:
-        (model_state, memory), (gradient, metrics, queries) = estimate((state.model, state.gradient), parts[0])
+        (model_state, memory), found = estimate((state.model, state.gradient), parts[0])
+        gradient, metrics, queries, prepared = found
+        prepared = jax.tree.map(lambda leaf: leaf[None], prepared)
     else:
         (model_state, memory), found = jax.lax.scan(estimate, (state.model, state.gradient), parts)
-        gradient, metrics, queries = found
+        gradient, metrics, queries, prepared = found
         gradient, metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), (gradient, metrics))
         queries = jnp.sum(queries)
 
@@ -234,12 +252,12 @@ def _worker_step(
     metrics, model_state = combine(metrics, reduction), _combine_state(combine, model_state, reduction, axes)
 
     def value_fn(params: Params) -> Array:
-        losses = jax.lax.map(lambda part: jnp.mean(values(part, state.model)(params)[0]), parts)
-        return jax.lax.pmean(jnp.mean(losses), axes)
+        losses = jax.lax.map(lambda item: jnp.mean(values(item[0], state.model, item[1])(params)[0]), (parts, prepared))
+        return combine({"loss": jnp.mean(losses)}, reduction)["loss"]
 
-    updates, optimizer = optax.with_extra_args_support(experiment.optimizer).update(
-        reduced, state.optimizer, state.params, value=metrics["loss"], grad=reduced, value_fn=value_fn
-    )
+    update = experiment.optimizer.update
+    extra = _accepted(update, {"value": metrics["loss"], "grad": reduced, "value_fn": value_fn})
+    updates, optimizer = update(reduced, state.optimizer, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     average = experiment.average(state.step, state.average, params) if experiment.average else ()
     norm = optax.tree.norm(updates)
@@ -250,11 +268,25 @@ def _worker_step(
         "queries": queries,
         **_reported(reduction),
     }
-    # A step that an optimizer refused to take (`apply_if_finite`) has a zero update: the run goes on.
-    bad = ~jnp.isfinite(norm) | (~jnp.isfinite(metrics["loss"]) & (norm > 0))
+    # A step that an optimizer refused to take (`apply_if_finite`) has a zero update: the run goes on, and what the
+    # batch did to the statistics is undone with it.
+    refused = ~jnp.isfinite(metrics["loss"]) & (norm == 0)
+    model_state, memory = jax.tree.map(
+        lambda new, old: jnp.where(refused, old, new), (model_state, memory), (state.model, state.gradient)
+    )
+    bad = ~jnp.isfinite(norm) | ~(jnp.isfinite(metrics["loss"]) | refused)
     failed = jnp.where((state.failed < 0) & bad, state.step, state.failed)
     state = TrainState(state.step + 1, failed, state.key, params, average, model_state, memory, optimizer)
     return state, reduction, metrics
+
+
+def _accepted(function: Callable, extra: dict[str, Any]) -> dict[str, Any]:
+    """Those of the extra arguments that a function takes; some of optax's declare to take any, and do not."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return extra
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in extra.items() if name in names}
 
 
 def _part_of_batch(

@@ -94,7 +94,8 @@ def as_transform(
         )
         queries = state.queries + found.queries
         after = TransformState(state.count + 1, state.key, found.state, queries)
-        return _merged(found.gradient, updates), after
+        # Somebody without any gradient passes None for it.
+        return found.gradient if updates is None and where is None else _merged(found.gradient, updates), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,8 +1,9 @@
 """Train PGD-TRADES with synchronized batch norm and print the loss of every step as JSON.
 
-    python curve.py DEVICES DTYPE STEPS [PROCESS PORT]
+    python curve.py DEVICES DTYPE STEPS [PROCESS PORT [RUN]]
 
-With PROCESS, two of these join on the loopback address, with DEVICES devices each.
+With PROCESS, two of these join on the loopback address, with DEVICES devices each; with RUN they keep a run directory,
+evaluate, and go on where they were.
 """
 
 import json
@@ -23,7 +24,7 @@ if len(sys.argv) > 4:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{sys.argv[5]}", 2, int(sys.argv[4]))
 
-from jaxrobust import data, geometry, models, objectives, train
+from jaxrobust import attacks, data, geometry, models, objectives, train
 
 
 class Net(nn.Module):
@@ -39,6 +40,14 @@ class Net(nn.Module):
         return nn.Dense(10, **kind)(nn.relu(x))
 
 
+def evaluation(test):
+    """A short one for runs that keep a directory."""
+    if len(sys.argv) <= 6:
+        return {}
+    attack = attacks.pgd(geometry.linf(), 0.1, steps=2)
+    return {"test": test, "evaluate": attacks.accuracy({"pgd-2": attack}, examples=64, batch_size=32, gallery=8)}
+
+
 def main():
     digits = data.digits()
     source = data.transformed(digits.train, lambda key, image: image.astype(dtype))
@@ -50,10 +59,11 @@ def main():
         batch_size=64,
         steps=steps,
         log_every=1,
+        **evaluation(digits.test),
     )
-    rows = train.fit(experiment).rows
+    rows = train.fit(experiment, sys.argv[6] if len(sys.argv) > 6 else None).rows
     if jax.process_index() == 0:
-        print(json.dumps([row["loss"] for row in rows]))
+        print(json.dumps([row["loss"] for row in rows if "split" not in row]))
 
 
 main()

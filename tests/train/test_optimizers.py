@@ -28,7 +28,7 @@ CHAINS = {
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.sgd)(learning_rate=optax.linear_schedule(0.1, 0, 6)),
     "apply_if_finite": lambda: optax.apply_if_finite(optax.sgd(0.1), 5),
     "schedule_free": lambda: optax.contrib.schedule_free_sgd(0.1),
-    "sam": lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), sync_period=2),
+    "lookahead": lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), sync_period=2),
     "polyak": lambda: optax.polyak_sgd(max_learning_rate=0.1),
     "line_search": lambda: optax.chain(
         optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=8)
@@ -76,7 +76,7 @@ def test_an_optax_chain_trains(experiment, name):
         assert not any(moved(history[0], history[2]).values())
         assert any(moved(history[2], history[3]).values())
     if name == "inject_hyperparams":
-        rate = float(optax.tree_utils.tree_get(state.optimizer, "learning_rate"))
+        rate = float(state.optimizer.hyperparams["learning_rate"])
         assert rate == pytest.approx(0.1 * (1 - 5 / 6), rel=1e-5)
 
 
