@@ -129,7 +129,7 @@ def test_exact_mean_is_one_pmean_of_each_leaf():
     found, _ = traced()
     assert {name.removesuffix("_invariant") for name, _ in found} == {"psum"}
     assert sum(len(avals) for _, avals in found) == 2
-    assert exact_mean("data").exact
+    assert exact_mean("data").averages
     assert not all_reduce("data", rule=rules.median()).averages
     assert all_reduce("data", codec=QSGD, key=KEY).averages
 

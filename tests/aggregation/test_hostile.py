@@ -50,8 +50,9 @@ def test_only_the_first_workers_lie_and_each_has_its_key():
     assert not np.array_equal(again[0, :3], seen[0, :3])
 
 
-def test_a_lying_mean_is_not_the_exact_mean():
-    assert not hostile(exact_mean("data"), sign_flip(), faulty=1).exact
+def test_it_averages_where_the_reduction_inside_does():
+    assert hostile(exact_mean("data"), sign_flip(), faulty=1).averages
+    assert not hostile(all_reduce("data", rule=rules.median()), sign_flip(), faulty=1).averages
 
 
 def test_bad_arguments_are_refused():
