@@ -266,7 +266,7 @@ def _worker_step(
         "gradient_norm": optax.tree.norm(reduced),
         "update_norm": norm,
         "queries": queries,
-        **_reported(reduction),
+        **_reported(reduction, axes),
     }
     # A step that an optimizer refused to take (`apply_if_finite`) has a zero update: the run goes on, and what the
     # batch did to the statistics is undone with it.
@@ -330,13 +330,14 @@ def _combine_state(combine: Callable, tree: State, reduction: State, axes: AxisN
     )
 
 
-def _reported(reduction: State) -> Metrics:
+def _reported(reduction: State, axes: AxisName) -> Metrics:
     """What a reduction counts and shares: bits sent by a worker in a step, workers left out."""
     found = {}
     for name in ("bits", "dropped"):
         values = [value for _, value in optax.tree_utils.tree_get_all_with_path(reduction, name)]
         if values:
-            found[name] = values[0]
+            # Equal on all workers; their largest is one value for the whole step.
+            found[name] = jax.lax.pmax(values[0], axes)
     return found
 
 
