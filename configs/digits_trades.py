@@ -4,7 +4,7 @@ Paper: Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan, "Theoretically Principled Tr
        Accuracy", ICML 2019, https://arxiv.org/abs/1901.08573.
 Command: jaxrobust train configs/digits_trades.py
 Expected: see README.md for clean and PGD-50 accuracy at radius 0.1 (l-infinity), means of three seeds.
-Device: two CPU cores. Time: well under a minute.
+Device: two CPU cores. Time: one to two minutes.
 """
 
 import functools
