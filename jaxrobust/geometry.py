@@ -32,6 +32,8 @@ class Geometry(NamedTuple):
       project: `(x, radius) -> nearest point (in the Euclidean norm) of the ball of that radius around 0`; a negative
         Python number is refused.
       sample: `(key, shape) -> x`, uniform in the unit ball; of JAX's default float type.
+      bounds: `(clean, radius) -> (low, high)`, lowest and highest values of the ball around an example, where the ball
+        is a box of its own: projecting is then one clip. None for every other norm.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Geometry(NamedTuple):
     steepest: Callable[[Array], Array]
     project: Callable[[Array, Array | float], Array]
     sample: Callable[[Key, Shape], Array]
+    bounds: Callable[[Array, Array], tuple[Array, Array]] | None = None
 
 
 def linf() -> Geometry:
@@ -63,6 +66,7 @@ def linf() -> Geometry:
         steepest=jnp.sign,
         project=lambda x, radius: jnp.clip(x, -_checked(radius, x), _checked(radius, x)),
         sample=lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0),
+        bounds=_interval,
     )
 
 
@@ -230,10 +234,11 @@ def fourier_linf() -> Geometry:
 def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Array:
     """Bring an image into the ball around a clean one and into [0, 1], feasible for both.
 
-    The difference is projected on the ball and the sum clipped to the box. In the p-norms clipping toward a clean image
-    of the box never raises the norm. In the Fourier geometry it can: the difference is then shrunk until it fits, which
-    keeps it in the box, because the box is convex and holds the clean image. A sum that rounding carried out of the
-    ball comes back by one unit in its last place.
+    Where the ball is a box itself, the image is clipped to what both share. Otherwise the difference is projected on
+    the ball and the sum clipped to the box. In the p-norms clipping toward a clean image of the box never raises the
+    norm. In the Fourier geometry it can: the difference is then shrunk until it fits, which keeps it in the box,
+    because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by one
+    unit in its last place.
 
     Args:
       geometry: the norm of the ball.
@@ -254,6 +259,9 @@ def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Arr
       [0.0, 0.625]
     """
     limit = _checked(radius, clean)
+    if geometry.bounds is not None:
+        low, high = geometry.bounds(clean, limit)
+        return jnp.clip(image, jnp.maximum(low, 0), jnp.minimum(high, 1))
     clipped = jnp.clip(clean + geometry.project(image - clean, radius), 0, 1)
     shrink = jnp.minimum(1, _divided(limit, geometry.norm(clipped - clean), at_zero=1))
     inside = jnp.where(shrink < 1, jnp.clip(clean + shrink * (clipped - clean), 0, 1), clipped)
@@ -262,8 +270,14 @@ def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Arr
 
 def _checked(radius: Array | float, x: Array) -> Array:
     if isinstance(radius, (int, float)) and not radius >= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
+        raise ValueError(f"radius must not be negative, got {radius}")
     return jnp.asarray(radius, x.dtype)
+
+
+def _interval(clean: Array, radius: Array) -> tuple[Array, Array]:
+    """Both ends one unit in the last place inward: rounding may have carried them out, and a compiler that knows
+    a + b - a = b lets nothing computed tell."""
+    return jnp.nextafter(clean - radius, clean), jnp.nextafter(clean + radius, clean)
 
 
 def _divided(numerator: Array, denominator: Array, at_zero: float = 0) -> Array:
