@@ -270,7 +270,7 @@ def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Arr
 
 def _checked(radius: Array | float, x: Array) -> Array:
     if isinstance(radius, (int, float)) and not radius >= 0:
-        raise ValueError(f"radius must not be negative, got {radius}")
+        raise ValueError(f"radius must be positive, got {radius}")
     return jnp.asarray(radius, x.dtype)
 
 

@@ -140,7 +140,7 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["train", "CONFIG", "--steps", "many"], "Error parsing --steps: invalid literal for int()"),
         (["train", "CONFIG", "--dataset", "mnits"], "mnits"),
         (["train", "CONFIG", "--images", "absent.npz"], "absent.npz"),
-        (["train", "CONFIG", "--radius", "-1"], "radius must not be negative, got -1.0"),
+        (["train", "CONFIG", "--radius", "-1"], "radius must be positive, got -1.0"),
         (["train", "CONFIG", "--batch-size", "36"], "batch_size must be a multiple of 8"),
         (["train", "CONFIG", "--process", "0"], "need --coordinator"),
         (["train", "CONFIG", "--resume-from", "7"], "no checkpoint of step 7"),
@@ -283,7 +283,7 @@ def test_a_process_of_its_own_shows_one_line(config, tmp_path):
     process = command("train", config, "--run", tmp_path / "run", "--radius", "-1")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert (out, err) == ("", "jaxrobust: radius must not be negative, got -1.0\n")
+    assert (out, err) == ("", "jaxrobust: radius must be positive, got -1.0\n")
     shown = command("train", config, "--run", tmp_path / "run", "--radius", "-1", "--traceback")
     _, err = shown.communicate(timeout=60)
     assert "Traceback" in err

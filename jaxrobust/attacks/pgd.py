@@ -65,7 +65,7 @@ def pgd(
     step_size = 2.5 * radius / max(steps, 1) if step_size is None else step_size
     gradient = backprop() if gradient is None else gradient
     if not radius >= 0:
-        raise ValueError(f"radius must not be negative, got {radius}")
+        raise ValueError(f"radius must be positive, got {radius}")
     for name, value in {"steps": steps, "restarts": restarts}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

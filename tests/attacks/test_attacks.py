@@ -95,5 +95,5 @@ def test_a_radius_of_zero_changes_nothing(member, images, labels, curved):
 
 @pytest.mark.parametrize("member", ROWS)
 def test_a_negative_radius_is_refused(member):
-    with pytest.raises(ValueError, match=r"radius must not be negative, got -1\.0"):
+    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
         ROWS[member][0](BALLS["linf"], -1.0)

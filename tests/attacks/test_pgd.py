@@ -190,7 +190,7 @@ def test_keys_are_counted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"radius": float("nan")}, "radius must not be negative, got nan"),
+        ({"radius": float("nan")}, "radius must be positive, got nan"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must be positive, got 0.0"),

@@ -1,6 +1,6 @@
 """The trainer's step against a hand-written jitted loop, and against the same step in PyTorch, in one run.
 
-    python tests/benchmarks/step.py [mlp] [resnet8]
+    python tests/benchmarks/step.py [mlp] [resnet8] [wrn-28-10]
 
 Each row: images a second of the trainer, of the plain loop, of PyTorch (extra `peers`), and the ratios of their times.
 Rounds alternate, so that a machine whose speed drifts does not favor one of them; the median of the rounds is printed
@@ -8,8 +8,11 @@ with their range. XLA's CPU convolutions are two to three times slower than oneD
 a convolutional network on a CPU is a figure about them.
 """
 
+import os
 import sys
 import time
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU.
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +81,7 @@ def plain_round(name, model, steps):
             return jnp.clip(jnp.clip(moved, x - RADIUS, x + RADIUS), 0, 1)
 
         start = jnp.clip(x + 0.001 * jax.random.normal(noise, x.shape), 0, 1)
-        if name == "mlp":
+        if name == "mlp" or jax.default_backend() != "cpu":
             adversarial = jax.lax.fori_loop(0, ATTACK_STEPS, ascend, start)
         else:  # Written out: XLA's CPU compiler runs a convolution in a loop several times slower.
             adversarial = start
@@ -114,15 +117,24 @@ def torch_round(name, steps):
     from networks import network
 
     torch.manual_seed(0)
-    net, (_, images) = network(name), examples(name)
-    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    labels = torch.arange(1024) % 10
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+    wide = name.startswith("wrn-")
+    device = torch.device("cuda" if wide and torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last if wide else torch.contiguous_format
+    torch.backends.cudnn.benchmark = True
+    body, (_, images) = network(name).to(device, memory_format=layout), examples(name)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device, memory_format=layout)
+    labels = torch.arange(1024, device=device) % 10
+
+    def net(x):
+        with torch.autocast(device.type, torch.bfloat16, enabled=wide):
+            return body(x).float()
+
+    optimizer = torch.optim.SGD(body.parameters(), 0.01, momentum=0.9)
 
     def step():
-        rows = torch.randint(0, 1024, (BATCH,))
+        rows = torch.randint(0, 1024, (BATCH,), device=device)
         x, y = images[rows], labels[rows]
-        net.eval()
+        body.eval()
         with torch.no_grad():
             clean = functional.softmax(net(x), 1)
         adversarial = (x + 0.001 * torch.randn_like(x)).clamp(0, 1)
@@ -132,7 +144,7 @@ def torch_round(name, steps):
             (gradient,) = torch.autograd.grad(loss, adversarial)
             moved = adversarial.detach() + STEP_SIZE * gradient.sign()
             adversarial = torch.minimum(torch.maximum(moved, x - RADIUS), x + RADIUS).clamp(0, 1)
-        net.train()
+        body.train()
         optimizer.zero_grad()
         z = net(x)
         robust = functional.kl_div(
@@ -144,14 +156,46 @@ def torch_round(name, steps):
     def run():
         for _ in range(steps):
             step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return run
+
+
+def model_of(name):
+    """The library's network of a row."""
+    if name == "mlp":
+        return models.mlp(10, widths=(256, 256))
+    if name.startswith("wrn-"):
+        depth, width = map(int, name.split("-")[1:])
+        return models.wide_resnet(depth, width, jax.nn.silu, dtype=jnp.bfloat16)
+    return getattr(models, name)(classes=10)
+
+
+def matmul_rate(side=8192, repetitions=20):
+    """FLOP/s of a bfloat16 product of two square matrices."""
+    matrix = jnp.ones((side, side), jnp.bfloat16)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    began = time.perf_counter()
+    for _ in range(repetitions):
+        found = product(matrix, matrix)
+    found.block_until_ready()
+    return 2 * side**3 * repetitions / (time.perf_counter() - began)
+
+
+def model_flops(name, model):
+    """FLOPs that one image's step needs: of a forward pass F, 1 F clean, 2 F an attack step, 3 F each of two losses."""
+    inputs = jax.ShapeDtypeStruct(examples(name)[1][:1].shape, jnp.float32)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    forward = jax.jit(lambda p, s, x: model.apply(p, s, x, train=False)[0]).lower(params, state, inputs)
+    return (1 + 2 * ATTACK_STEPS + 2 * 3) * forward.cost_analysis()["flops"]
 
 
 def main(names):
     """Print a row for each network."""
     for name in names:
-        model = models.mlp(10, widths=(256, 256)) if name == "mlp" else getattr(models, name)(classes=10)
+        model, wide = model_of(name), name.startswith("wrn-")
         steps = 100 if name == "mlp" else 2
         rounds = {
             "trainer": trainer_round(name, model, steps),
@@ -177,6 +221,11 @@ def main(names):
                 f"{np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}], "
                 f"first call {compile_seconds[who]:.1f} s"
             )
+
+        if wide:
+            reached = model_flops(name, model) * BATCH / np.median(seconds["trainer"])
+            share = reached / (rate := matmul_rate(8192 if jax.default_backend() == "gpu" else 512))
+            print(f"{name}: {reached / 1e12:.3g} model TFLOP/s, {share:.1%} of the {rate / 1e12:.3g} of a product")
 
 
 if __name__ == "__main__":
