@@ -1,7 +1,7 @@
 """The command line.
 
     jaxrobust train CONFIG [--run DIRECTORY] [--flag value ...]
-    jaxrobust evaluate RUN [--config FILE]
+    jaxrobust evaluate RUN [--config FILE] [--geometry NAME --radius R]
     jaxrobust compare RUN...
     jaxrobust data prepare NAME
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 USAGE, INTERRUPTED = 2, 130
+GEOMETRIES = ("linf", "l2", "l1", "fourier_linf", "fourier_l1", "spectral")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     evaluate.add_argument("--config", type=Path, metavar="FILE", help="its configuration; by default configs/NAME")
     evaluate.add_argument("--step", type=int, metavar="STEP", help="checkpoint to evaluate; by default the last")
+
+    evaluate.add_argument("--geometry", choices=GEOMETRIES, help="attack by PGD in this norm, not as configured")
+    evaluate.add_argument(
+        "--radius", type=float, metavar="R", help="largest norm of a perturbation; images are in [0, 1]"
+    )
+    evaluate.add_argument("--attack-steps", type=int, default=50, metavar="N", help="steps of PGD; 50 by default")
+    evaluate.add_argument("--examples", type=int, metavar="N", help="how many test examples; all by default")
 
     compare = command("compare", _compare, "compare runs")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directories of runs")
@@ -193,7 +201,17 @@ def _result(metrics: Any) -> str:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from jaxrobust.train.evaluate import evaluate_run
 
-    evaluated, step = evaluate_run(options.run, options.config, options.step)
+    evaluation = None
+    if (options.geometry is None) != (options.radius is None):
+        return _complain("give --geometry and --radius together")
+    if options.geometry is not None:
+        from jaxrobust import attacks, geometry
+
+        ball = getattr(geometry, options.geometry)()
+        attack = attacks.pgd(ball, options.radius, steps=options.attack_steps, loss=attacks.losses.margin)
+        name = f"{options.geometry} pgd-{options.attack_steps} at {options.radius:g}"
+        evaluation = attacks.accuracy({name: attack}, examples=options.examples)
+    evaluated, step = evaluate_run(options.run, options.config, options.step, evaluation)
     print(f"step {step} of {options.run}")
     print(_result(evaluated.metrics))
     return 0

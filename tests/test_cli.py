@@ -104,6 +104,15 @@ def test_train_evaluate_compare_and_go_on(capsys, config, tmp_path, monkeypatch)
     assert set(manifest) >= {"versions", "commit", "data", "keys", "devices", "seed"}
     assert cli.main(["evaluate", str(run)]) == 0
     assert capsys.readouterr().out.splitlines()[1:3] == first.splitlines()[:2]
+    own = ["--geometry", "fourier_linf", "--radius", "0", "--attack-steps", "3", "--examples", "64"]
+    assert cli.main(["evaluate", str(run), *own]) == 0
+    untouched = capsys.readouterr().out.splitlines()[1:]
+    assert untouched[1].startswith("fourier_linf pgd-3 at 0: ")
+    assert untouched[0].split()[1] == untouched[1].split()[-2]
+    own[3] = "3.0"
+    assert cli.main(["evaluate", str(run), *own]) == 0
+    attacked = capsys.readouterr().out.splitlines()[1:]
+    assert float(attacked[1].split()[-2]) < float(attacked[0].split()[1]) - 5
     rows = (run / "metrics.jsonl").read_text()
     assert cli.main(["train", str(config), "--run", str(run), "--steps", "10"]) == 0
     assert capsys.readouterr().out == first
@@ -146,6 +155,8 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["train", "CONFIG", "--resume-from", "7"], "no checkpoint of step 7"),
         (["evaluate", "absent"], "absent is not a run"),
         (["evaluate", "absent", "--frobnicate"], "unknown argument --frobnicate"),
+        (["evaluate", "absent", "--geometry", "linf"], "give --geometry and --radius together"),
+        (["evaluate", "absent", "--geometry", "linf", "--radius", "-1"], "radius must be positive, got -1.0"),
         (["compare", "absent"], "absent"),
         (["data", "prepare", "mnits"], "mnits"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),

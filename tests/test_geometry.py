@@ -41,6 +41,48 @@ def fourier_second_moment(shape):
     return channels * (real / 3 + (height * width - real) / 2)
 
 
+def sensitivity(shape):
+    """Mannos and Sakrison's curve at 8 pixels a degree, by its formula."""
+    rows, columns = (8 * np.fft.fftfreq(side) for side in shape[:2])
+    f = np.hypot(rows[:, None], columns)
+    found = 2.6 * (0.0192 + 0.114 * f) * np.exp(-((0.114 * f) ** 1.1))
+    return (found / found.max())[:, :, None]
+
+
+def numpy_weighted(combine, power):
+    return lambda x: combine(np.abs(np.fft.fft2(x, axes=(0, 1), norm="ortho")) * sensitivity(x.shape) ** power)
+
+
+def alone(shape):
+    """Which frequencies are their own opposites."""
+    rows, columns = ((2 * np.arange(side)) % side == 0 for side in shape[:2])
+    return np.broadcast_to((rows[:, None] & columns)[:, :, None], shape)
+
+
+def weighted_linf_second_moment(shape):
+    return np.sum(np.where(alone(shape), 1 / 3, 1 / 2) / sensitivity(shape) ** 2)
+
+
+def fourier_l1_second_moment(weights):
+    """Of density exp(-norm), a coefficient in a pair has E |z|^2 = 3 / 2 w^2 and one alone 2 / w^2."""
+
+    def moment(shape):
+        n = math.prod(shape)
+        return np.sum(np.where(alone(shape), 2, 1.5) / weights(shape) ** 2) / ((n + 1) * (n + 2))
+
+    return moment
+
+
+def numpy_singular(combine):
+    return lambda x: combine(np.linalg.svd(x.reshape(-1, x.shape[-1]), compute_uv=False))
+
+
+def spectral_second_moment(shape):
+    """X X' has the matrix beta distribution, of mean n / (m + n + 1)."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    return rows * columns / (rows + columns + 1)
+
+
 def compiled(g):
     """The same geometry, each function compiled once a shape instead of operation by operation."""
     functions = {name: jax.jit(getattr(g, name)) for name in ("norm", "dual_norm", "steepest", "project")}
@@ -55,6 +97,25 @@ RAW = {
     "l1.5": (geometry.lp(1.5), numpy_lp(1.5), numpy_lp(3), lp_second_moment(1.5)),
     "l3": (geometry.lp(3.0), numpy_lp(3), numpy_lp(1.5), lp_second_moment(3)),
     "fourier_linf": (geometry.fourier_linf(), numpy_fourier(np.max), numpy_fourier(np.sum), fourier_second_moment),
+    "fourier_l1": (
+        geometry.fourier_l1(),
+        numpy_fourier(np.sum),
+        numpy_fourier(np.max),
+        fourier_l1_second_moment(lambda shape: 1.0),
+    ),
+    "weighted_fourier_linf": (
+        geometry.fourier_linf(geometry.contrast_sensitivity(8.0)),
+        numpy_weighted(np.max, 1),
+        numpy_weighted(np.sum, -1),
+        weighted_linf_second_moment,
+    ),
+    "weighted_fourier_l1": (
+        geometry.fourier_l1(geometry.contrast_sensitivity(8.0)),
+        numpy_weighted(np.sum, 1),
+        numpy_weighted(np.max, -1),
+        fourier_l1_second_moment(sensitivity),
+    ),
+    "spectral": (geometry.spectral(), numpy_singular(np.max), numpy_singular(np.sum), spectral_second_moment),
 }
 TABLE = {name: (compiled(row[0]), *row[1:]) for name, row in RAW.items()}
 every = pytest.mark.parametrize("name", TABLE)
@@ -218,10 +279,11 @@ def test_small_and_large_gradients(name, magnitude):
 
 
 @every
-def test_samples_are_uniform(name):
+@pytest.mark.parametrize("shape", [(2, 3, 1), (1, 2, 3)])
+def test_samples_are_uniform(name, shape):
     """The n-th power of the norm is uniform in [0, 1] for a uniform draw; the second moment fixes the shape."""
     g, *_, second_moment = TABLE[name]
-    shape, count = (2, 3, 1), 4000
+    count = 4000
     x = jax.vmap(lambda key: g.sample(key, shape))(jax.random.split(jax.random.key(0), count))
     n = math.prod(shape)
 
@@ -239,7 +301,50 @@ def test_samples_are_uniform(name):
     # A draw from the sphere, and one a little too small.
     assert not radial(jax.vmap(lambda x: x / g.norm(x))(x))
     assert not radial(0.97 * x)
-    assert not spread(0.95 * x)
+    assert not spread(0.9 * x)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if RAW[name][0].dual is not None])
+def test_the_dual_of_the_dual(name, x64):
+    g = TABLE[name][0]
+    dual, x = g.dual(), draw(0)
+    assert float(dual.norm(x)) == pytest.approx(float(g.dual_norm(x)), rel=1e-12)
+    assert float(dual.dual_norm(x)) == pytest.approx(float(g.norm(x)), rel=1e-12)
+    assert float(dual.dual().norm(x)) == pytest.approx(float(g.norm(x)), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if RAW[name][0].exponent is not None])
+def test_exponent_and_transform_are_the_norm(name, x64):
+    g, x = RAW[name][0], draw(0)
+    moduli = np.abs(x if g.transform is None else g.transform(x)).ravel()
+    assert float(g.norm(x)) == pytest.approx(np.linalg.norm(moduli, g.exponent), rel=1e-12)
+    assert float(g.norm(x)) != pytest.approx(np.linalg.norm(moduli, 2.5), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fourier_linf", "fourier_l1", "weighted_fourier_linf", "weighted_fourier_l1"])
+def test_the_fourier_projections_solve_their_programs(name, x64):
+    cvxpy = pytest.importorskip("cvxpy")
+    g, shape = RAW[name][0], (3, 4, 1)
+    x = np.random.default_rng(0).standard_normal(shape)
+    basis = np.eye(12).reshape(12, *shape)
+    matrix = np.stack([np.asarray(g.transform(jnp.asarray(row))).ravel() for row in basis], 1)
+    point = cvxpy.Variable(12)
+    moduli = cvxpy.norm(cvxpy.vstack([matrix.real @ point, matrix.imag @ point]), axis=0)
+    program = cvxpy.Problem(
+        cvxpy.Minimize(cvxpy.sum_squares(point - x.ravel())), [cvxpy.pnorm(moduli, g.exponent) <= RADIUS]
+    )
+    program.solve(solver="CLARABEL")
+    np.testing.assert_allclose(np.ravel(g.project(jnp.asarray(x), RADIUS)), point.value, atol=1e-5)
+    assert np.abs(np.ravel(g.project(jnp.asarray(x), 0.9 * RADIUS)) - point.value).max() > 1e-3
+
+
+def test_contrast_sensitivity_by_its_formula():
+    for shape in ((8, 8, 1), (5, 6, 3)):
+        found = geometry.contrast_sensitivity(8.0)(shape)
+        np.testing.assert_allclose(found, sensitivity(shape)[:, :, 0], rtol=1e-5)
+        assert not np.allclose(geometry.contrast_sensitivity(16.0)(shape), found, rtol=1e-2)
+    with pytest.raises(ValueError, match="pixels_per_degree must be positive, got 0"):
+        geometry.contrast_sensitivity(0)
 
 
 @every
@@ -317,8 +422,12 @@ def pixels(count):
 
 
 def box_and_ball(found, clean, g, norm, radius):
-    """Whether an image is in [0, 1] and in the ball; in the Fourier geometry up to the rounding of a pixel's sum."""
-    slack = 2.0**-24 * math.sqrt(SHAPE[0] * SHAPE[1]) if g.name == "fourier_linf" else 0.0
+    """Whether an image is in [0, 1] and in the ball; in the Fourier geometries up to the rounding of pixels' sums."""
+    slack = 0.0
+    if "fourier_linf" in g.name:
+        slack = 2.0**-24 * math.sqrt(SHAPE[0] * SHAPE[1])  # Of one coefficient.
+    if "fourier_l1" in g.name:
+        slack = 2.0**-24 * math.prod(SHAPE)  # Of all of them.
     delta = np.asarray(found, np.float64) - np.asarray(clean, np.float64)
     return found.min() >= 0 and found.max() <= 1 and norm(delta) <= radius * (1 + 1e-6) + slack
 

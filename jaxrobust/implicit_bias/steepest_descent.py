@@ -10,22 +10,30 @@ that norm, and so chooses which perturbations the model withstands.
 
 import jax
 import optax
-from jax.flatten_util import ravel_pytree
 
 from jaxrobust.geometry import Geometry
+from jaxrobust.trees import as_one_array
 from jaxrobust.typing import Params, PyTree
 
 
 def steepest_descent(
-    geometry: Geometry, learning_rate: optax.ScalarOrSchedule
+    geometry: Geometry, learning_rate: optax.ScalarOrSchedule, *, normalized: bool = False, per_leaf: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descend in a norm.
 
-    .. math:: \Delta \theta = -\eta \, \|g\|_* \, s(g)
+    .. math:: \Delta \theta = -\eta \, \|g\|_* \, s(g), \quad \text{normalized: } \Delta \theta = -\eta \, s(g)
+
+    Normalized steps go on at full length when the loss, and with it the gradient, vanishes: with eta falling as
+    :math:`1 / \sqrt t` the margin of a linear classifier then approaches the largest one at the rate
+    :math:`\log t / \sqrt t`, against :math:`1 / \log t` without. For a line search, chain
+    `optax.scale_by_backtracking_linesearch` behind with a learning rate of 1.
 
     Args:
-      geometry: the norm, of all parameters as one vector.
+      geometry: the norm; of all parameters as one vector (one array keeps its shape), or of each leaf.
       learning_rate: eta > 0, or a schedule of it.
+      normalized: whether a step's norm is eta itself, whatever the gradient's.
+      per_leaf: whether the norm of the parameters is the largest of their leaves' norms (the dual norm then the sum of
+        the leaves'), each leaf with its shape: what `spectral` and the Fourier norms need.
 
     Returns:
       An optax transformation.
@@ -42,17 +50,24 @@ def steepest_descent(
       [-2.0, 2.0]
 
     Reference: Gunasekar, Lee, Soudry and Srebro, "Characterizing Implicit Bias in Terms of Optimization Geometry",
-    https://arxiv.org/abs/1802.08246, 2018; for robustness Faghri, Gowal, Vasconcelos, Fleet, Pedregosa and
-    Le Roux, "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
-    https://arxiv.org/abs/2102.08868, 2021.
+    https://arxiv.org/abs/1802.08246, 2018; normalized steps: Nacson, Lee, Gunasekar, Savarese, Srebro and Soudry,
+    "Convergence of Gradient Descent on Separable Data", https://arxiv.org/abs/1803.01905, 2019, theorem 5; for
+    robustness Faghri, Gowal, Vasconcelos, Fleet, Pedregosa and Le Roux, "Bridging the Gap Between Adversarial
+    Robustness and Optimization Bias", https://arxiv.org/abs/2102.08868, 2021.
     """
     if not callable(learning_rate) and not isinstance(learning_rate, jax.core.Tracer) and not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
 
     def direction(gradients: PyTree, params: Params | None = None) -> PyTree:
         del params
-        vector, unravel = ravel_pytree(gradients)
-        return unravel(geometry.dual_norm(vector) * geometry.steepest(vector))
+        if per_leaf:
+            steps = jax.tree.map(geometry.steepest, gradients)
+            lengths = jax.tree.map(geometry.dual_norm, gradients)
+            length = sum(jax.tree.leaves(lengths))
+            return steps if normalized else jax.tree.map(lambda step: (length * step).astype(step.dtype), steps)
+        vector, restore = as_one_array(gradients)
+        step = geometry.steepest(vector)
+        return restore(step if normalized else geometry.dual_norm(vector) * step)
 
     return optax.with_extra_args_support(
         optax.chain(optax.stateless(direction), optax.scale_by_learning_rate(learning_rate))

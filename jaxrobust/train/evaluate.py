@@ -11,7 +11,7 @@ from jaxrobust.train.configuration import Configuration, configure
 from jaxrobust.train.fit import predictor, sharded
 from jaxrobust.train.manifest import read_manifest
 from jaxrobust.train.step import keys_of_run, make_mesh, prepare_training
-from jaxrobust.typing import Evaluated
+from jaxrobust.typing import Evaluated, Evaluation
 
 
 def configuration_of(run: Path, file: Path | None = None) -> Configuration:
@@ -40,13 +40,16 @@ def configuration_of(run: Path, file: Path | None = None) -> Configuration:
     return configure(path, recorded["arguments"], recorded["sha256"])
 
 
-def evaluate_run(run: Path, file: Path | None = None, step: int | None = None) -> tuple[Evaluated, int]:
-    """Run a configuration's final evaluation on a run's checkpoint.
+def evaluate_run(
+    run: Path, file: Path | None = None, step: int | None = None, evaluation: Evaluation | None = None
+) -> tuple[Evaluated, int]:
+    """Run an evaluation on a run's checkpoint and its configuration's test examples.
 
     Args:
       run: directory of the run.
       file: the configuration file; `configs/NAME` in the working directory by default.
       step: which checkpoint; the last one by default.
+      evaluation: what to run; the configuration's final evaluation by default.
 
     Returns:
       What the evaluation found, and the checkpoint's step.
@@ -69,7 +72,7 @@ def evaluate_run(run: Path, file: Path | None = None, step: int | None = None) -
         state = checkpoints.restore_state(chosen)
     finally:
         checkpoints.close()
-    evaluation = experiment.final or experiment.evaluate
+    evaluation = evaluation or experiment.final or experiment.evaluate
     return evaluation(
         keys_of_run(experiment.seed).evaluation, predictor(trainer, state), sharded(experiment.test, trainer)
     ), chosen

@@ -77,3 +77,68 @@ def test_zero_gradient_and_jit_and_dtypes():
 def test_bad_learning_rate_is_refused():
     with pytest.raises(ValueError, match=r"learning_rate must be positive, got -0\.1"):
         steepest_descent(geometry.l2(), -0.1)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_normalized_step_has_the_length_asked_for(name):
+    norm, expected = BY_HAND[name]
+    found = update(steepest_descent(norm, 0.1, normalized=True))
+    vector = jnp.concatenate([found["b"], found["w"][:, 0]])
+    assert float(norm.norm(vector)) == pytest.approx(0.1, rel=1e-6)
+    plain = np.concatenate([expected["b"], np.ravel(expected["w"])])
+    np.testing.assert_allclose(vector / np.linalg.norm(vector), plain / np.linalg.norm(plain), rtol=1e-5)
+    scaled = update(steepest_descent(norm, 0.1, normalized=True), jax.tree.map(lambda leaf: 1e-6 * leaf, GRADIENT))
+    np.testing.assert_allclose(scaled["b"], found["b"], rtol=1e-5)
+    # The plain step does shrink with its gradient.
+    assert not np.allclose(update(steepest_descent(norm, 0.1), scaled)["b"], found["b"], rtol=0.1)
+
+
+def test_per_leaf_by_hand():
+    """Spectral: every singular value of each matrix's step is the sum of all nuclear norms."""
+    gradient = {"one": jnp.array([[3.0, 0.0], [0.0, 1.0]]), "two": jnp.array([[0.0, -2.0]])}
+    found = update(steepest_descent(geometry.spectral(), 0.5, per_leaf=True), gradient)
+    np.testing.assert_allclose(found["one"], [[-3.0, 0.0], [0.0, -3.0]], atol=1e-5)
+    np.testing.assert_allclose(found["two"], [[0.0, 3.0]], atol=1e-5)
+    normalized = update(steepest_descent(geometry.spectral(), 0.5, per_leaf=True, normalized=True), gradient)
+    np.testing.assert_allclose(normalized["one"], [[-0.5, 0.0], [0.0, -0.5]], atol=1e-6)
+    # As one vector there is a single direction: the gradient's own.
+    together = update(steepest_descent(geometry.spectral(), 0.5), gradient)
+    assert not np.allclose(together["one"], found["one"], atol=0.1)
+
+
+def test_one_array_keeps_its_shape():
+    """The Fourier norms look at height and width."""
+    image = jax.random.normal(jax.random.key(0), (4, 4, 1))
+    norm = geometry.fourier_linf()
+    found = update(steepest_descent(norm, 0.5, normalized=True), {"image": image})["image"]
+    np.testing.assert_allclose(found, -0.5 * norm.steepest(image), atol=1e-6)
+    flat = -0.5 * norm.steepest(image.reshape(16, 1, 1)).reshape(4, 4, 1)
+    assert not np.allclose(found, flat, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_line_search_behind(name):
+    """With optax's own backtracking no step raises the loss; a fixed step of the first length does."""
+    norm, _ = BY_HAND[name]
+    scale = jnp.array([1.0, 10.0, 100.0])
+    start = jnp.array([1.0, -1.0, 1.0])
+
+    def loss(params):
+        return 0.5 * jnp.sum(scale * params**2)
+
+    def descend(optimizer, steps):
+        params, state, found = start, optimizer.init(start), []
+        for _ in range(steps):
+            value, slope = jax.value_and_grad(loss)(params)
+            found.append(float(value))
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(slope, state, params, value=value, grad=slope, value_fn=loss)
+                params = optax.apply_updates(params, updates)
+        return np.array([*found, float(loss(params))])
+
+    searched = descend(
+        optax.chain(steepest_descent(norm, 1.0), optax.scale_by_backtracking_linesearch(30, decrease_factor=0.5)), 30
+    )
+    assert np.all(np.diff(searched) <= 0)
+    assert searched[-1] < 0.2 * searched[0]
+    assert descend(steepest_descent(norm, 1.0), 1)[-1] > searched[0]
