@@ -22,14 +22,14 @@ NORMS = {
     "spectral": (geometry.spectral(), True, 0.03),
 }
 # Radii in units of the images' range [0, 1], each for its own norm of the perturbation.
-RADII = {"l1": 4.0, "l2": 0.5, "linf": 0.1, "fourier_linf": 0.08}
+RADII = {"l1": 4.0, "l2": 0.4, "linf": 0.08, "fourier_linf": 0.08}
 
 
 def experiment(
     *,
     norm: Literal["l1", "l2", "linf", "spectral"] = "l2",
-    steps: int = 8000,
-    batch_size: int = 128,
+    steps: int = 4000,
+    batch_size: int = 1024,
     seed: int = 0,
 ) -> train.Experiment:
     """A network with one hidden layer, trained plainly by normalized steepest descent.
