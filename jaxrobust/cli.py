@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 USAGE, INTERRUPTED = 2, 130
-GEOMETRIES = ("linf", "l2", "l1", "fourier_linf", "fourier_l1", "spectral")
+GEOMETRIES = ("linf", "l2", "l1", "fourier_linf", "contrast_fourier_linf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--radius", type=float, metavar="R", help="largest norm of a perturbation; images are in [0, 1]"
     )
-    evaluate.add_argument("--attack-steps", type=int, default=50, metavar="N", help="steps of PGD; 50 by default")
+    evaluate.add_argument("--attack-steps", type=int, metavar="N", help="steps of PGD; 50 by default")
     evaluate.add_argument("--examples", type=int, metavar="N", help="how many test examples; all by default")
 
     compare = command("compare", _compare, "compare runs")
@@ -204,12 +204,17 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     evaluation = None
     if (options.geometry is None) != (options.radius is None):
         return _complain("give --geometry and --radius together")
+    if options.geometry is None and (options.examples is not None or options.attack_steps is not None):
+        return _complain("--examples and --attack-steps belong to --geometry and --radius: give all of them")
     if options.geometry is not None:
         from jaxrobust import attacks, geometry
 
-        ball = getattr(geometry, options.geometry)()
-        attack = attacks.pgd(ball, options.radius, steps=options.attack_steps, loss=attacks.losses.margin)
-        name = f"{options.geometry} pgd-{options.attack_steps} at {options.radius:g}"
+        steps = 50 if options.attack_steps is None else options.attack_steps
+        weights = geometry.contrast_sensitivity()
+        weighted = {"contrast_fourier_linf": lambda: geometry.fourier_linf(weights)}
+        ball = weighted.get(options.geometry, getattr(geometry, options.geometry, None))()
+        attack = attacks.pgd(ball, options.radius, steps=steps, loss=attacks.losses.margin)
+        name = f"{options.geometry} pgd-{steps} at {options.radius:g}"
         evaluation = attacks.accuracy({name: attack}, examples=options.examples)
     evaluated, step = evaluate_run(options.run, options.config, options.step, evaluation)
     print(f"step {step} of {options.run}")

@@ -156,6 +156,8 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["evaluate", "absent"], "absent is not a run"),
         (["evaluate", "absent", "--frobnicate"], "unknown argument --frobnicate"),
         (["evaluate", "absent", "--geometry", "linf"], "give --geometry and --radius together"),
+        (["evaluate", "absent", "--examples", "5"], "belong to --geometry and --radius"),
+        (["evaluate", "absent", "--geometry", "contrast_fourier_linf", "--radius", "1"], "absent is not a run"),
         (["evaluate", "absent", "--geometry", "linf", "--radius", "-1"], "radius must be positive, got -1.0"),
         (["compare", "absent"], "absent"),
         (["data", "prepare", "mnits"], "mnits"),

@@ -171,16 +171,27 @@ def test_a_norm_is_a_norm(name, x64):
 @every
 def test_the_steepest_direction_attains_the_dual_norm(name, x64):
     g = TABLE[name][0]
-    slope = draw(0)
-    d = g.steepest(slope)
 
-    def attains(d):
+    def attains(slope, d):
         unit = float(g.norm(d)) == pytest.approx(1, rel=1e-10)
         return unit and inner(slope, d) == pytest.approx(float(g.dual_norm(slope)), rel=1e-10)
 
-    assert attains(d)
-    assert not attains(jnp.roll(d, 1))
-    assert not attains(0.999 * d)
+    for seed in range(20):
+        slope = draw(seed)
+        d = g.steepest(slope)
+        assert attains(slope, d)
+        assert not attains(slope, jnp.roll(d, 1))
+        assert not attains(slope, 0.999 * d)
+
+
+@pytest.mark.parametrize("name", ["fourier_l1", "weighted_fourier_l1"])
+def test_the_slopes_above_have_waves_alone_and_in_pairs(name, x64):
+    g = TABLE[name][0]
+    lone = set()
+    for seed in range(20):
+        spectrum = np.abs(np.fft.fft2(g.steepest(draw(seed)), axes=(0, 1)))
+        lone.add(int((spectrum > 1e-9 * spectrum.max()).sum()))
+    assert lone == {1, 2}
 
 
 @every
@@ -295,9 +306,21 @@ def test_samples_are_uniform(name, shape):
         squares = np.sum(np.asarray(x, np.float64) ** 2, axis=(1, 2, 3))
         return abs(squares.mean() - second_moment(shape)) < 4 * squares.std() / math.sqrt(count)
 
+    def symmetric(x):
+        """Every one of these balls is: no entry has a mean, and all have the same second moment."""
+        x = np.asarray(x, np.float64).reshape(count, -1)
+        means = np.abs(x.mean(0)) < 4.5 * x.std(0) / math.sqrt(count)
+        squares = np.abs((x**2).mean(0) - second_moment(shape) / n) < 4.5 * (x**2).std(0) / math.sqrt(count)
+        return means.all() and squares.all()
+
     assert x.dtype == jnp.float32
     assert radial(x)
     assert spread(x)
+    assert symmetric(x)
+    # One orthant alone, and two entries that share one's variance.
+    assert not symmetric(jnp.abs(x))
+    flat = x.reshape(count, -1)
+    assert not symmetric(flat.at[:, 0].multiply(1.3).at[:, 1].multiply(0.6))
     # A draw from the sphere, and one a little too small.
     assert not radial(jax.vmap(lambda x: x / g.norm(x))(x))
     assert not radial(0.97 * x)

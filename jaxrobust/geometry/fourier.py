@@ -20,7 +20,7 @@ from jaxrobust.geometry.p_norms import soft_threshold
 from jaxrobust.typing import Array, Key, Shape
 
 Weights = Callable[[Shape], Array]
-"""`(shape of one example) -> positive weights [height, width]`, equal at a frequency and its opposite."""
+"""`(shape of one example) -> positive weights [height, width]`, which must be equal at a frequency and its opposite."""
 
 
 def fourier_linf(weights: Weights | None = None) -> Geometry:
@@ -77,15 +77,16 @@ def fourier_linf(weights: Weights | None = None) -> Geometry:
         dual=lambda: fourier_l1(_inverted(weights)),
         exponent=math.inf,
         transform=lambda x: _weights(weights, x).astype(_fourier(x).dtype) * _fourier(x),
+        shaped=True,
     )
 
 
 def fourier_l1(weights: Weights | None = None) -> Geometry:
     r"""The sum of the moduli of the coefficients of each channel's unitary 2-D DFT; dual their largest.
 
-    Gradient descent on a linear convolutional network of two layers tends to the classifier that is smallest in it, and
-    so to the one that withstands the largest perturbation in `fourier_linf`. The steepest direction is the one wave
-    whose coefficient is largest. Arrays are `[height, width, channel]`.
+    Gradient descent on a linear convolutional network of two layers tends, on separable data and where its direction
+    converges, to a classifier that is smallest in it, and so withstands the largest perturbation in `fourier_linf`. The
+    steepest direction is the one wave whose coefficient is largest. Arrays are `[height, width, channel]`.
 
     Args:
       weights: w of each frequency; 1 by default.
@@ -113,10 +114,8 @@ def fourier_l1(weights: Weights | None = None) -> Geometry:
         coefficients, w = _fourier(g), jnp.broadcast_to(_weights(weights, g), g.shape)
         sizes = jnp.abs(coefficients) / w
         chosen = (jnp.arange(g.size) == jnp.argmax(sizes)).reshape(g.shape)
-        # A real wave has two coefficients, of opposite frequencies, unless one is its own opposite.
-        opposite = jnp.roll(jnp.flip(chosen, (0, 1)), (1, 1), (0, 1))
-        share = jnp.where(chosen | opposite, 1 / (w * jnp.sum(chosen | opposite).astype(w.dtype)), 0)
-        return _inverse(_phase(coefficients) * share.astype(coefficients.dtype), g)
+        # The real part gives half of it to the opposite frequency, where there is one.
+        return _inverse(_phase(coefficients) * jnp.where(chosen, 1 / w, 0).astype(coefficients.dtype), g)
 
     def sample(key: Key, shape: Shape) -> Array:
         # x / (||x|| + e) is uniform for x of density exp(-||x||) and e exponential. With z and z' the DFTs of two
@@ -138,6 +137,7 @@ def fourier_l1(weights: Weights | None = None) -> Geometry:
         dual=lambda: fourier_linf(_inverted(weights)),
         exponent=1,
         transform=lambda x: _weights(weights, x).astype(_fourier(x).dtype) * _fourier(x),
+        shaped=True,
     )
 
 
@@ -146,8 +146,9 @@ def contrast_sensitivity(pixels_per_degree: float = 32.0) -> Weights:
 
     .. math:: A(f) = 2.6 \, (0.0192 + 0.114 f) \exp(-(0.114 f)^{1.1})
 
-    with f in cycles per degree of visual angle, divided by its largest value on the image's own frequencies. A weighted
-    ball is narrow where people see well.
+    with f in cycles per degree of visual angle, divided by its largest value on the image's own frequencies: a radius
+    means the modulus allowed at the frequency that people see best, whatever the image's size. A weighted ball is
+    narrow where they see well.
 
     Args:
       pixels_per_degree: of visual angle, as the image is seen; positive.
@@ -180,6 +181,8 @@ def contrast_sensitivity(pixels_per_degree: float = 32.0) -> Weights:
 
 
 def _fourier(x: Array) -> Array:
+    if x.ndim < 2:
+        raise ValueError(f"a Fourier norm needs arrays [height, width, ...], got shape {x.shape}")
     return jnp.fft.fft2(x, axes=(0, 1), norm="ortho")
 
 

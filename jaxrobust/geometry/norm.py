@@ -30,6 +30,7 @@ class Geometry(NamedTuple):
       dual: `() -> Geometry` of the dual norm; None where the library has none.
       exponent: p, where norm(x) is the p-norm of the moduli of `transform(x)`; None for a norm of another kind.
       transform: the linear map before that p-norm, to an array of any shape, real or complex; None for the identity.
+      shaped: whether the norm looks at an example's shape, so that ravelling changes it.
       bounds: `(clean, radius) -> (low, high)`, lowest and highest values of the ball around an example, where the ball
         is a box of its own: projecting is then one clip. None for every other norm.
     """
@@ -43,6 +44,7 @@ class Geometry(NamedTuple):
     dual: "Callable[[], Geometry] | None" = None
     exponent: float | None = None
     transform: Callable[[Array], Array] | None = None
+    shaped: bool = False
     bounds: Callable[[Array, Array], tuple[Array, Array]] | None = None
 
 
@@ -51,9 +53,9 @@ def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Arr
 
     Where the ball is a box itself, the image is clipped to what both share. Otherwise the difference is projected on
     the ball and the sum clipped to the box. In the p-norms clipping toward a clean image of the box never raises the
-    norm. In the Fourier geometry it can: the difference is then shrunk until it fits, which keeps it in the box,
-    because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by one
-    unit in its last place.
+    norm. In the Fourier and spectral norms it can: the difference is then shrunk until it fits, which keeps it in the
+    box, because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by
+    one unit in its last place.
 
     Args:
       geometry: the norm of the ball.

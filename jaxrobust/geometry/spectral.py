@@ -18,7 +18,7 @@ def spectral() -> Geometry:
 
     With :math:`g = U S V^\top` the steepest direction is :math:`U V^\top` over the singular values that are not 0, and
     the projection cuts singular values at the radius. A convolution's kernel `[height, width, in, out]` is one matrix
-    of `out` columns; of a vector it is the Euclidean length.
+    of `out` columns; of a vector, and of a gray image `[height, width, 1]`, it is the Euclidean length.
 
     Returns:
       The geometry, without `dual`.
@@ -59,16 +59,23 @@ def spectral() -> Geometry:
         steepest=steepest,
         project=project,
         sample=sample,
+        shaped=True,
     )
 
 
 def _matrix(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(-1, x.shape[-1] if x.ndim else 1)
 
 
 def _decompose(x: Array) -> tuple[Array, Array, Array]:
-    return jnp.linalg.svd(_matrix(x), full_matrices=False)
+    u, s, v = jnp.linalg.svd(_wide(x), full_matrices=False)
+    return u.astype(x.dtype), s.astype(x.dtype), v.astype(x.dtype)
 
 
 def _singular_values(x: Array) -> Array:
-    return jnp.linalg.svd(_matrix(x), compute_uv=False)
+    return jnp.linalg.svd(_wide(x), compute_uv=False).astype(x.dtype)
+
+
+def _wide(x: Array) -> Array:
+    """In a type that the decomposition is written for: half precision is widened."""
+    return _matrix(x).astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)

@@ -10,6 +10,7 @@ from jaxrobust.implicit_bias.max_margin import MaxMargin as MaxMargin
 from jaxrobust.implicit_bias.max_margin import max_margin as max_margin
 from jaxrobust.implicit_bias.over_parametrization import Method as Method
 from jaxrobust.implicit_bias.over_parametrization import Problems as Problems
+from jaxrobust.implicit_bias.over_parametrization import exponential as exponential
 from jaxrobust.implicit_bias.over_parametrization import log_exponential as log_exponential
 from jaxrobust.implicit_bias.over_parametrization import logistic as logistic
 from jaxrobust.implicit_bias.over_parametrization import margins as margins

@@ -2,10 +2,11 @@ r"""Linear functions of an image, parametrized in three ways: the parametrizatio
 
     linear                <w, x>                        gradient descent tends to the smallest l2 norm of w
     deep linear           <w, W_{L-1} ... W_1 x>        to the same
-    linear convolutional  <w, w_{L-1} * ... * w_1 * x>  to the smallest 2/L quasi-norm of w's Fourier coefficients
+    linear convolutional  <w, w_{L-1} * ... * w_1 * x>  to a stationary point of the 2/L quasi-norm of w's spectrum
 
 Each is a binary classifier with the logits :math:`(-s/2, s/2)` of its score s, so that cross-entropy is the logistic
-loss of s.
+loss of s. "Tends to" is of the direction of w, where it converges, on separable data; for L = 2 the last is the
+smallest l1 norm of the spectrum.
 
 Reference: Gunasekar, Lee, Soudry and Srebro, "Implicit Bias of Gradient Descent on Linear Convolutional Networks",
 https://arxiv.org/abs/1806.00468, 2018.

@@ -69,11 +69,12 @@ def robust_radius(logits_fn: Predict, inputs: Array, labels: Array, geometry: Ge
     Args:
       logits_fn: `(inputs [batch, ...]) -> logits [batch, class]`, affine in its inputs.
       inputs: `[batch, ...]`.
-      labels: `[batch]`, integer classes.
-      geometry: the norm of the PERTURBATIONS, the one that an attack climbs in.
+      labels: `[batch]`, integer classes from 0 on.
+      geometry: the norm of the PERTURBATIONS, the one that an attack climbs in. Its dual norm is taken of the map of
+        every pair of classes.
 
     Returns:
-      `[batch]`; negative where the answer is wrong already.
+      `[batch]`; 0 on the boundary, negative where the answer is wrong already.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,15 +84,17 @@ def robust_radius(logits_fn: Predict, inputs: Array, labels: Array, geometry: Ge
       [0.25]
 
     Reference: Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural
-    networks", https://arxiv.org/abs/1511.04599, 2016, equation 7 and section 3.4.
+    networks", https://arxiv.org/abs/1511.04599, 2016, section 3 (affine classifiers).
     """
     logits = logits_fn(inputs)
     maps = jax.jacrev(lambda x: logits_fn(x[None])[0])(jnp.zeros(inputs.shape[1:], inputs.dtype))
     between = jax.vmap(jax.vmap(lambda one, other: geometry.dual_norm(one - other), (None, 0)), (0, None))(maps, maps)
 
     def single(z: Array, label: Array) -> Array:
-        others = jnp.arange(len(z)) != label
-        distances = (z[label] - z) / jnp.where(others, between[label], 1)
+        others, ahead = jnp.arange(len(z)) != label, z[label] - z
+        # Two classes with one map never change places, unless they are level already.
+        apart = jnp.where(ahead == 0, 0, jnp.sign(ahead) * jnp.inf)
+        distances = jnp.where(between[label] > 0, ahead / jnp.where(between[label] > 0, between[label], 1), apart)
         return jnp.min(jnp.where(others, distances, jnp.inf))
 
     return jax.vmap(single)(logits, jnp.asarray(labels))

@@ -24,7 +24,7 @@ from jaxrobust import geometry
 from jaxrobust.geometry import Geometry
 from jaxrobust.implicit_bias.linear_models import deep_linear, linear, linear_convolutional, linear_map
 from jaxrobust.implicit_bias.margin import signs
-from jaxrobust.implicit_bias.proximal_gradient import proximal_gradient
+from jaxrobust.implicit_bias.proximal_gradient import ProximalState, proximal_gradient
 from jaxrobust.implicit_bias.steepest_descent import steepest_descent
 from jaxrobust.typing import Array, Key, Model, Params
 
@@ -116,8 +116,21 @@ def logistic(margins: Array, present: Array) -> Array:
     return jnp.sum(present * jax.nn.softplus(-margins)) / jnp.sum(present)
 
 
+def exponential(margins: Array, present: Array) -> Array:
+    """The mean of exp(-m) over the examples that are there.
+
+    Args:
+      margins: `[example]`, signed scores.
+      present: `[example]`, 1 or 0.
+
+    Returns:
+      A scalar.
+    """
+    return jnp.sum(present * jnp.exp(-margins)) / jnp.sum(present)
+
+
 def log_exponential(margins: Array, present: Array) -> Array:
-    """The logarithm of the mean of exp(-m): the exponential loss, whose gradient never vanishes.
+    """The logarithm of the mean of exp(-m): its gradient is that of the exponential loss over the loss, never 0.
 
     Args:
       margins: `[example]`, signed scores.
@@ -134,8 +147,8 @@ def plain_methods() -> dict[str, Method]:
 
     Returns:
       Name -> `Method`: coordinate and sign descent with fixed steps and gradient descent with a line search, on the
-      logistic loss; FISTA with an l1, l2, l-infinity and Fourier-l1 penalty; gradient descent on a linear convolutional
-      network.
+      logistic loss; FISTA with an l1, l2, l-infinity and Fourier-l1 penalty; gradient descent on the exponential loss
+      of a linear convolutional network.
     """
 
     def descend(norm: Geometry, rates: tuple[float, ...]) -> Method:
@@ -147,16 +160,16 @@ def plain_methods() -> dict[str, Method]:
 
     def regularize(norm: Geometry) -> Method:
         def optimizer(strength: Array, smoothness: Array) -> optax.GradientTransformation:
-            return proximal_gradient(norm, strength, 1e4 / smoothness, max_backtracking_steps=20)
+            return proximal_gradient(norm, strength, 1e8 / smoothness, max_backtracking_steps=30)
 
-        return Method(linear(), optimizer, logistic, (1e-9, 1e-7, 1e-6, 1e-5, 1e-4))
+        return Method(linear(), optimizer, logistic, (1e-9, 1e-8, 1e-7, 1e-6, 1e-5))
 
     return {
         "coordinate descent": descend(geometry.l1(), (0.1, 1.0, 3.0, 5.0, 10.0)),
         "gradient descent": Method(linear(), search, logistic, (1.0, 1e2, 1e4, 1e6)),
         "sign descent": descend(geometry.linf(), (1e-3, 3e-3, 5e-3, 0.01, 0.03)),
         "convolutional network": Method(
-            linear_convolutional(2), lambda rate, _: optax.sgd(rate), log_exponential, (1e-3, 3e-3, 5e-3, 0.01, 0.03)
+            linear_convolutional(2), lambda rate, _: optax.sgd(rate), exponential, (0.1, 0.3, 1.0, 3.0, 10.0)
         ),
         "l1 penalty": regularize(geometry.l1()),
         "l2 penalty": regularize(geometry.l2()),
@@ -200,7 +213,7 @@ def solve(key: Key, method: Method, problems: Problems, steps: int) -> Array:
     """Train a method on every problem with every value of its grid, all at once.
 
     Args:
-      key: of the initial parameters.
+      key: of the initial parameters, which differ from problem to problem.
       method: what to train, and how.
       problems: what to separate.
       steps: full-batch updates.
@@ -209,7 +222,7 @@ def solve(key: Key, method: Method, problems: Problems, steps: int) -> Array:
       The linear maps, `[problem, value, 1, d, 1]`.
     """
 
-    def single(inputs: Array, labels: Array, present: Array, choice: Array) -> Array:
+    def single(key: Key, inputs: Array, labels: Array, present: Array, choice: Array) -> Array:
         rows = (inputs * present[:, None, None, None]).reshape(len(inputs), -1)
         smoothness = jnp.linalg.norm(rows, 2) ** 2 / (4 * jnp.sum(present))
         optimizer = optax.with_extra_args_support(method.optimizer(choice, smoothness))
@@ -225,12 +238,13 @@ def solve(key: Key, method: Method, problems: Problems, steps: int) -> Array:
             updates, memory = optimizer.update(slope, memory, params, value=value, grad=slope, value_fn=loss)
             return (optax.apply_updates(params, updates), memory), None
 
-        (params, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
+        (params, memory), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
+        params = memory.solution if isinstance(memory, ProximalState) else params
         return linear_map(lambda x: method.model.apply(params, state, x, train=False)[0], inputs.shape[1:])
 
-    over_values = jax.vmap(single, (None, None, None, 0))
-    mapped = jax.jit(jax.vmap(over_values, (0, 0, 0, None)))
-    return mapped(*problems, jnp.asarray(method.values))
+    over_values = jax.vmap(single, (None, None, None, None, 0))
+    mapped = jax.jit(jax.vmap(over_values, (0, 0, 0, 0, None)))
+    return mapped(jax.random.split(key, len(problems.inputs)), *problems, jnp.asarray(method.values))
 
 
 def margins(weights: Array, problems: Problems, norm: Geometry) -> Array:

@@ -59,11 +59,13 @@ class ProximalState(NamedTuple):
     Attributes:
       solution: the last proximal point, pytree like params; the parameters themselves run ahead of it.
       momentum: t of the acceleration, float32.
+      rate: the last step size, float32; infinite before the first.
       count: steps done, int32.
     """
 
     solution: Params
     momentum: Array
+    rate: Array
     count: Array
 
 
@@ -86,13 +88,14 @@ def proximal_gradient(
       strength: lambda, not negative.
       learning_rate: eta, positive, or a schedule of it; at most 1 / the Lipschitz constant of the loss's gradient.
       accelerated: whether to extrapolate (FISTA) or not (ISTA).
-      max_backtracking_steps: how often a step may be halved, from eta each time, until the loss at the proximal point
-        is below its quadratic model, :math:`L(y) + \langle g, d \rangle + \|d\|^2 / 2 \eta`; `update` then needs
-        `value=` and `value_fn=`. On a loss that flattens, such as the logistic one, steps far above 1 / the Lipschitz
-        constant pass.
+      max_backtracking_steps: how often a step may be halved until the loss at the proximal point is below its quadratic
+        model, :math:`L(y) + \langle g, d \rangle + \|d\|^2 / 2 \eta`; if none is, the solution stays for that update.
+        A search begins at twice the last step, at most at `learning_rate`: on a loss that flattens, such as the
+        logistic one, steps grow far above 1 / the Lipschitz constant. `update` then needs `value=` and `value_fn=`.
 
     Returns:
-      An optax transformation, the last of its chain: it needs `params`, and its update ends on the solution's path.
+      An optax transformation, the last of its chain: it needs `params`. Evaluate `state.solution`, not the parameters,
+      which run ahead of it.
 
     Raises:
       ValueError: for a number out of its range, or a norm without `dual`.
@@ -106,7 +109,9 @@ def proximal_gradient(
       [0.0, 0.0]
 
     Reference: Beck and Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems",
-    SIAM Journal on Imaging Sciences 2(1), https://doi.org/10.1137/080716542, 2009, section 4.
+    SIAM Journal on Imaging Sciences 2(1), https://doi.org/10.1137/080716542, 2009, section 4; steps that may grow:
+    Scheinberg, Goldfarb and Bai, "Fast First-Order Methods for Composite Convex Optimization with Backtracking",
+    Foundations of Computational Mathematics 14, https://doi.org/10.1007/s10208-014-9189-9, 2014.
     """
     if geometry.dual is None:
         raise ValueError(f"geometry must have a dual, got {geometry.name}")
@@ -118,7 +123,7 @@ def proximal_gradient(
             raise ValueError(f"{name}, got {value}")
 
     def init(params: Params) -> ProximalState:
-        return ProximalState(params, jnp.float32(1), jnp.int32(0))
+        return ProximalState(params, jnp.float32(1), jnp.float32(jnp.inf), jnp.int32(0))
 
     def update(
         gradients: PyTree,
@@ -139,6 +144,8 @@ def proximal_gradient(
         slope, _ = as_one_array(gradients)
         last, _ = as_one_array(state.solution)
         rate = jnp.asarray(rate, ahead.dtype)
+        if max_backtracking_steps:
+            rate = jnp.minimum(rate, 2 * state.rate.astype(ahead.dtype))
 
         def reach(rate: Array) -> Array:
             return proximal(geometry, ahead - rate * slope, rate * jnp.asarray(strength, ahead.dtype))
@@ -150,12 +157,16 @@ def proximal_gradient(
             # Not `>`: a step to where the loss is not a number is too far.
             return (halvings < max_backtracking_steps) & ~(value_fn(restore(ahead + moved)) <= model)
 
+        halvings, ratio = jnp.int32(0), jnp.float32(1)
         if max_backtracking_steps:
-            rate, _ = jax.lax.while_loop(too_far, lambda carry: (carry[0] / 2, carry[1] + 1), (rate, jnp.int32(0)))
-        found = reach(rate)
-        momentum = (1 + jnp.sqrt(1 + 4 * state.momentum**2)) / 2
+            rate, halvings = jax.lax.while_loop(too_far, lambda c: (c[0] / 2, c[1] + 1), (rate, halvings))
+            # Steps that change in size: t grows with the last step's share of this one.
+            ratio = jnp.where(jnp.isinf(state.rate), 1, state.rate / rate.astype(jnp.float32))
+        refused = (max_backtracking_steps > 0) & (halvings >= max_backtracking_steps)
+        found = jnp.where(refused, last, reach(rate))
+        momentum = (1 + jnp.sqrt(1 + 4 * ratio * state.momentum**2)) / 2
         share = ((state.momentum - 1) / momentum).astype(ahead.dtype) if accelerated else jnp.zeros((), ahead.dtype)
         step = restore(found + share * (found - last) - ahead)
-        return step, ProximalState(restore(found), momentum, state.count + 1)
+        return step, ProximalState(restore(found), momentum, rate.astype(jnp.float32), state.count + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -4,8 +4,9 @@ r"""Steepest descent in a chosen norm.
           = \theta_t - \eta_t \, \|g_t\|_* \, s(g_t), \quad s(g) = \arg\max_{\|d\| \le 1} \langle g, d \rangle
 
 with ||.||_* the dual norm. In l2 it is gradient descent; in l-infinity every coordinate moves by eta ||g||_1 against
-its sign; in l1 only the largest coordinate moves. On separable data it tends to the classifier of the largest margin in
-that norm, and so chooses which perturbations the model withstands.
+its sign; in l1 only the largest coordinate moves. For a linear model, separable data, a loss with an exponential tail
+and steps that are small enough, it tends to the classifier of the largest margin in that norm, and so chooses which
+perturbations the model withstands.
 """
 
 import jax
@@ -23,9 +24,9 @@ def steepest_descent(
 
     .. math:: \Delta \theta = -\eta \, \|g\|_* \, s(g), \quad \text{normalized: } \Delta \theta = -\eta \, s(g)
 
-    Normalized steps go on at full length when the loss, and with it the gradient, vanishes: with eta falling as
-    :math:`1 / \sqrt t` the margin of a linear classifier then approaches the largest one at the rate
-    :math:`\log t / \sqrt t`, against :math:`1 / \log t` without. For a line search, chain
+    Normalized steps go on at full length when the loss, and with it the gradient, vanishes: for a linear classifier,
+    separable data, the exponential loss and the l2 norm, eta falling as :math:`1 / \sqrt t` brings the margin to the
+    largest one at the rate :math:`\log t / \sqrt t`, against :math:`1 / \log t` without. For a line search, chain
     `optax.scale_by_backtracking_linesearch` behind with a learning rate of 1.
 
     Args:
@@ -33,13 +34,15 @@ def steepest_descent(
       learning_rate: eta > 0, or a schedule of it.
       normalized: whether a step's norm is eta itself, whatever the gradient's.
       per_leaf: whether the norm of the parameters is the largest of their leaves' norms (the dual norm then the sum of
-        the leaves'), each leaf with its shape: what `spectral` and the Fourier norms need.
+        the leaves'), each leaf with its shape. `spectral` needs it where there are several leaves. The Fourier norms
+        take leaves of at least two axes: give the others another optimizer by `optax.partition`.
 
     Returns:
       An optax transformation.
 
     Raises:
-      ValueError: for a learning rate that is not positive.
+      ValueError: for a learning rate that is not positive; in `update`, for several leaves that a norm of shaped
+        arrays would see as one vector.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,7 +54,7 @@ def steepest_descent(
 
     Reference: Gunasekar, Lee, Soudry and Srebro, "Characterizing Implicit Bias in Terms of Optimization Geometry",
     https://arxiv.org/abs/1802.08246, 2018; normalized steps: Nacson, Lee, Gunasekar, Savarese, Srebro and Soudry,
-    "Convergence of Gradient Descent on Separable Data", https://arxiv.org/abs/1803.01905, 2019, theorem 5; for
+    "Convergence of Gradient Descent on Separable Data", https://arxiv.org/abs/1803.01905, 2019; for
     robustness Faghri, Gowal, Vasconcelos, Fleet, Pedregosa and Le Roux, "Bridging the Gap Between Adversarial
     Robustness and Optimization Bias", https://arxiv.org/abs/2102.08868, 2021.
     """
@@ -65,6 +68,8 @@ def steepest_descent(
             lengths = jax.tree.map(geometry.dual_norm, gradients)
             length = sum(jax.tree.leaves(lengths))
             return steps if normalized else jax.tree.map(lambda step: (length * step).astype(step.dtype), steps)
+        if geometry.shaped and len(jax.tree.leaves(gradients)) > 1:
+            raise ValueError(f"{geometry.name} looks at each leaf's shape: take per_leaf=True for several leaves")
         vector, restore = as_one_array(gradients)
         step = geometry.steepest(vector)
         return restore(step if normalized else geometry.dual_norm(vector) * step)

@@ -181,6 +181,38 @@ def test_repeat_is_a_loop():
     assert repeat(function, start, 4)["x"] != 63
 
 
+def test_only_convolutions_are_written_out_and_only_on_a_cpu():
+    """However deep the convolution hides; a loop of anything else stays a loop."""
+    kernel, image = jnp.ones((3, 3, 1, 1)), jnp.ones((1, 6, 6, 1))
+
+    def convolve(x):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    @jax.custom_vjp
+    def custom(x):
+        return convolve(x)
+
+    custom.defvjp(lambda x: (custom(x), None), lambda _, g: (g,))
+    hidden = {
+        "plain": convolve,
+        "jit": jax.jit(convolve),
+        "scan": lambda x: jax.lax.scan(lambda c, _: (convolve(c), None), x, length=2)[0],
+        "cond": lambda x: jax.lax.cond(True, convolve, lambda y: y, x),
+        "custom_vjp": custom,
+        "remat": jax.checkpoint(convolve),
+        "gradient": jax.grad(lambda x: jnp.sum(convolve(x) ** 2)),
+    }
+
+    def chooses(function):
+        """Whether the program asks what platform it runs on."""
+        return "platform_index" in str(jax.make_jaxpr(lambda x: repeat(function, x, 3))(image))
+
+    for name, function in hidden.items():
+        assert chooses(function), name
+    assert not chooses(lambda x: x.reshape(6, 6) @ jnp.ones((6, 6)) + jnp.zeros((1, 6, 6, 1)))
+    assert not chooses(jax.jit(jnp.sin))
+
+
 def test_keys_are_counted():
     assert per_example_keys(KEY, 3).shape == (3,)
     with pytest.raises(ValueError, match=r"keys must be one key or 3, got shape \(2,\)"):

@@ -1,11 +1,11 @@
 """The radius that linear classifiers keep, for every method, attack norm and ratio d / n (extra `cvxpy`).
 
-    python tests/benchmarks/radius_kept.py [STEPS]
+    python tests/benchmarks/radius_kept.py [grid | table] [STEPS]
 
 The whole grid of jaxrobust.implicit_bias.over_parametrization: 100 dimensions, six ratios, three seeds, every plain
 method with its grid of step sizes or strengths tuned point by point, every normalized method with one. A row gives the
-share of the largest margin, mean over seeds. Beside it, in the same run, a part of the grid one problem and one value
-at a time, with everything compiled before, and the ratio of the times.
+share of the largest margin, mean over seeds. Beside it, in the same run, a random part of the grid one problem and one
+value at a time, and the ratio of the times. `table` has five seeds of one ratio, with the least of them.
 """
 
 import sys
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrobust import geometry, implicit_bias
 
-RATIOS, SEEDS = (1, 2, 4, 8, 16, 32), 3
+RATIOS, SEEDS, SAMPLE = (1, 2, 4, 8, 16, 32), 3, 3
 # The attack's norm, and the norm of the weights whose dual it is.
 NORMS = {
     "linf": geometry.l1(),
@@ -42,9 +42,9 @@ def best_margins(problems):
 
 def main(steps):
     """Print the grid, the seconds it took, and the ratio to one by one."""
+    began, seconds = time.perf_counter(), {}
     problems = implicit_bias.separable(jax.random.key(0), RATIOS, SEEDS)
     best = best_margins(problems)
-    began, seconds = time.perf_counter(), {}
     methods = {f"plain {name}": (method, steps) for name, method in implicit_bias.plain_methods().items()}
     methods |= {
         f"normalized {name}": (method, 6 * steps) for name, method in implicit_bias.normalized_methods().items()
@@ -58,25 +58,53 @@ def main(steps):
             shares = np.asarray(implicit_bias.margins(weights, problems, norm)) / best[attack][:, None]
             tuned = np.nanmax(shares, axis=1).reshape(len(RATIOS), SEEDS)
             print(f"{attack} | {name} | {' '.join(f'{share:.3f}' for share in tuned.mean(1))}", flush=True)
-    print(f"whole grid: {time.perf_counter() - began:.0f} s, compilation included")
-    for name in ("plain coordinate descent", "plain gradient descent", "plain convolutional network"):
-        method, length = methods[name]
-        alone = method._replace(values=method.values[:1])
-        one = implicit_bias.Problems(*(leaf[:1] for leaf in problems))
-        run = jax.jit(lambda key, one, alone=alone, length=length: implicit_bias.solve(key, alone, one, length))
-        together = jax.jit(lambda key, all_, m=method, length=length: implicit_bias.solve(key, m, all_, length))
+    print(f"whole grid: {time.perf_counter() - began:.0f} s, compilation and CVXPY included")
+    one_by_one(methods, problems, seconds)
+
+
+def one_by_one(methods, problems, seconds):
+    """Time a random sample of the grid's runs alone, on their own examples without padding, compiled before."""
+    generator, alone, together = np.random.default_rng(0), 0.0, 0.0
+    for name, (method, length) in methods.items():
         times = []
-        for function, given in ((run, one), (together, problems)):
-            jax.block_until_ready(function(jax.random.key(1), given))
+        for _ in range(SAMPLE):
+            which, value = generator.integers(len(problems.inputs)), generator.integers(len(method.values))
+            count = int(problems.present[which].sum())
+            one = implicit_bias.Problems(*(leaf[which : which + 1, :count] for leaf in problems))
+            single = method._replace(values=method.values[value : value + 1])
+            run = jax.jit(lambda key, one, m=single, length=length: implicit_bias.solve(key, m, one, length))
+            jax.block_until_ready(run(jax.random.key(1), one))
             start = time.perf_counter()
-            jax.block_until_ready(function(jax.random.key(1), given))
+            jax.block_until_ready(run(jax.random.key(1), one))
             times.append(time.perf_counter() - start)
-        count = len(problems.inputs) * len(method.values)
-        print(
-            f"{name}: {count} runs one by one {count * times[0]:.1f} s (one timed: {times[0]:.3f} s), "
-            f"together {times[1]:.2f} s, ratio {count * times[0] / times[1]:.1f}"
-        )
+        alone += len(problems.inputs) * len(method.values) * np.mean(times)
+        together += seconds[name]
+    print(
+        f"one by one, from {SAMPLE} random runs of every method, without compilation: {alone:.0f} s; "
+        f"together, with it: {together:.0f} s; ratio {alone / together:.1f}"
+    )
+
+
+def five_seeds(steps):
+    """Print every method against every norm at d / n = 4: mean and least over five seeds."""
+    problems = implicit_bias.separable(jax.random.key(0), (4,), 5)
+    best = best_margins(problems)
+    methods = {f"plain {name}": (method, steps) for name, method in implicit_bias.plain_methods().items()}
+    methods |= {
+        f"normalized {name}": (method, 6 * steps) for name, method in implicit_bias.normalized_methods().items()
+    }
+    print(f"method | share of the largest radius against {', '.join(NORMS)}: mean (least) of five seeds at d / n = 4")
+    for name, (method, length) in methods.items():
+        weights = implicit_bias.solve(jax.random.key(1), method, problems, length)
+        cells = []
+        for attack, norm in NORMS.items():
+            shares = np.nanmax(
+                np.asarray(implicit_bias.margins(weights, problems, norm)) / best[attack][:, None], axis=1
+            )
+            cells.append(f"{shares.mean():.3f} ({shares.min():.3f})")
+        print(f"{name} | {' | '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    LENGTH = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
+    five_seeds(LENGTH) if sys.argv[1:2] == ["table"] else main(LENGTH)

@@ -12,7 +12,10 @@ BALLS = {
     "linf": geometry.linf(),
     "l2": geometry.l2(),
     "l1": geometry.l1(),
+    "l3": geometry.lp(3.0),
     "fourier_linf": geometry.fourier_linf(),
+    "fourier_l1": geometry.fourier_l1(),
+    "weighted": geometry.fourier_linf(geometry.contrast_sensitivity(8.0)),
 }
 every = pytest.mark.parametrize("name", BALLS)
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -91,6 +94,17 @@ def test_attacks_succeed_beyond_the_radius_and_not_inside(name, classes):
     # An attack of a larger ball breaks what this one must not.
     found = suite(ball, 1.5 * radius)["pgd"](jax.random.key(4), logits_fn, images, labels)
     assert np.any(np.asarray(jnp.argmax(logits_fn(found), 1) != labels)[inside])
+
+
+def test_on_the_boundary_and_between_equal_classes():
+    def logits_fn(x):
+        return jnp.stack([x[:, 0], x[:, 0], x[:, 0] - x[:, 1]], 1)
+
+    inputs = jnp.array([[0.5, 0.25]])
+    assert robust_radius(logits_fn, inputs, jnp.array([0]), geometry.l2()).tolist() == [0.0]
+    assert robust_radius(logits_fn, inputs, jnp.array([2]), geometry.l2()).tolist() == [-0.25]
+    lifted = robust_radius(lambda x: logits_fn(x) + jnp.array([1.0, 0.0, 0.0]), inputs, jnp.array([0]), geometry.l2())
+    assert lifted.tolist() == [1.25]
 
 
 def test_jit_changes_nothing():

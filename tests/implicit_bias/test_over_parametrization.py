@@ -89,19 +89,50 @@ def test_normalized_steps_reach_the_largest_margin_of_their_own_norm(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["l1 penalty", "l2 penalty", "linf penalty", "Fourier-l1 penalty"])
-def test_the_regularization_path_ends_there_too(name):
-    """As the strength falls the share of the largest margin rises, to more than any other norm's solution keeps."""
+@pytest.mark.parametrize("name", implicit_bias.plain_methods())
+def test_plain_steps_and_penalties_prefer_their_own_norm(name):
+    """Tuned seed by seed, five seeds: nearest to the largest margin in their own norm; and at every ratio everything is
+    separated, so nothing is paid in standard accuracy."""
     pytest.importorskip("cvxpy")
-    problems = separable(jax.random.key(0), (4,), 2)
+    problems = separable(jax.random.key(0), (4,), 5)
     method = implicit_bias.plain_methods()[name]
     with jax.numpy_dtype_promotion("standard"):
         weights = solve(jax.random.key(1), method, problems, 10_000)
-    kept = shares(weights, problems, NORMS[name]).mean(0)
+    norms = (geometry.l1(), geometry.l2(), geometry.linf(), geometry.fourier_l1())
+    kept = {norm.name: np.nanmax(shares(weights, problems, norm), axis=1) for norm in norms}
+    own = kept.pop(NORMS[name].name)
+    assert np.all(own <= 1.001)
+    for other, found in kept.items():
+        assert np.all(found < own - 0.05), (other, found, own)
+    assert np.all(own > 0)
+    # Fixed steps on a loss that flattens get there as 1 / log t: those of coordinate and sign descent and of the
+    # convolutional network are still on their way (README).
+    if name == "gradient descent" or name.endswith("penalty"):
+        assert np.all(own >= 0.95), own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["l1 penalty", "l2 penalty", "linf penalty", "Fourier-l1 penalty"])
+def test_the_regularization_path_leads_to_the_same_solution(name):
+    """As the strength falls, the margin rises and the direction nears the convex program's, and no other norm's."""
+    pytest.importorskip("cvxpy")
+    problems = separable(jax.random.key(0), (4,), 2)
+    method, norm = implicit_bias.plain_methods()[name], NORMS[name]
+    with jax.numpy_dtype_promotion("standard"):
+        weights = solve(jax.random.key(1), method, problems, 3_000)
+    kept = shares(weights, problems, norm).mean(0)
     assert method.values == tuple(sorted(method.values))
     assert np.all(np.diff(kept) < 0), kept
-    assert kept[0] > 0.95, kept
-    others = [norm for norm in (geometry.l1(), geometry.linf(), geometry.fourier_l1()) if norm.name != NORMS[name].name]
-    assert all(shares(weights, problems, norm).max() < 0.9 for norm in others)
-    # Every solution separates its problem: nothing is paid in standard accuracy.
-    assert np.all(np.asarray(margins(weights, problems, geometry.l2())) > 0)
+
+    def cosines(reference):
+        found = []
+        for x, y, here, path in zip(*map(np.asarray, (*problems, weights)), strict=True):
+            best = implicit_bias.max_margin(x[here > 0], y[here > 0], reference).weights.ravel()
+            flat = path.reshape(len(path), -1)
+            found.append(flat @ best / np.linalg.norm(best) / np.linalg.norm(flat, axis=1))
+        return np.mean(found, 0)
+
+    near = cosines(norm)
+    assert np.all(np.diff(near) < 0), near
+    others = [other for other in NORMS.values() if other.name != norm.name]
+    assert all(cosines(other)[0] < near[0] - 0.05 for other in {other.name: other for other in others}.values())

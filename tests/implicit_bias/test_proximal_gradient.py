@@ -164,3 +164,26 @@ def test_bad_input_is_refused():
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
     with pytest.raises(ValueError, match="value and value_fn must be given"):
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))
+
+
+def test_a_search_that_finds_no_step_stays():
+    """On a loss too steep for the halvings allowed, the solution waits; the next search begins lower."""
+    optimizer = proximal_gradient(geometry.l2(), 0.0, 1.0, max_backtracking_steps=3)
+
+    def loss(x):
+        return 50 * jnp.sum(x**2)
+
+    params, state, found = jnp.ones(2), optimizer.init(jnp.ones(2)), []
+    for _ in range(12):
+        value, slope = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(slope, state, params, value=value, value_fn=loss)
+        params = optax.apply_updates(params, updates)
+        found.append(float(loss(state.solution)))
+    assert found[0] == 100
+    assert np.all(np.diff(found) <= 1e-6)
+    assert found[-1] < 1
+    # The step that was refused would have thrown it far.
+    thrown = proximal_gradient(geometry.l2(), 0.0, 1.0)
+    slope = jax.grad(loss)(jnp.ones(2))
+    _, state = thrown.update(slope, thrown.init(jnp.ones(2)), jnp.ones(2))
+    assert float(loss(state.solution)) > 1e5

@@ -101,9 +101,19 @@ def test_per_leaf_by_hand():
     np.testing.assert_allclose(found["two"], [[0.0, 3.0]], atol=1e-5)
     normalized = update(steepest_descent(geometry.spectral(), 0.5, per_leaf=True, normalized=True), gradient)
     np.testing.assert_allclose(normalized["one"], [[-0.5, 0.0], [0.0, -0.5]], atol=1e-6)
-    # As one vector there is a single direction: the gradient's own.
-    together = update(steepest_descent(geometry.spectral(), 0.5), gradient)
-    assert not np.allclose(together["one"], found["one"], atol=0.1)
+    # As one vector there would be a single direction, the gradient's own: that is refused.
+    with pytest.raises(ValueError, match="spectral looks at each leaf's shape: take per_leaf=True"):
+        update(steepest_descent(geometry.spectral(), 0.5), gradient)
+    with pytest.raises(ValueError, match=r"a Fourier norm needs arrays \[height, width, ...\], got shape \(2,\)"):
+        update(steepest_descent(geometry.fourier_l1(), 0.5, per_leaf=True), {"one": gradient["one"], "b": jnp.ones(2)})
+
+
+def test_spectral_in_half_precision_and_of_scalars():
+    gradient = {"half": jnp.eye(2, dtype=jnp.bfloat16), "scalar": jnp.float32(-3.0)}
+    found = update(steepest_descent(geometry.spectral(), 1.0, per_leaf=True, normalized=True), gradient)
+    assert found["half"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(found["half"].astype(jnp.float32), -jnp.eye(2), atol=1e-2)
+    assert float(found["scalar"]) == pytest.approx(1.0)
 
 
 def test_one_array_keeps_its_shape():
