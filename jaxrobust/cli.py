@@ -210,9 +210,12 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         from jaxrobust import attacks, geometry
 
         steps = 50 if options.attack_steps is None else options.attack_steps
-        weights = geometry.contrast_sensitivity()
-        weighted = {"contrast_fourier_linf": lambda: geometry.fourier_linf(weights)}
-        ball = weighted.get(options.geometry, getattr(geometry, options.geometry, None))()
+        weighted = options.geometry == "contrast_fourier_linf"
+        ball = (
+            geometry.fourier_linf(geometry.contrast_sensitivity())
+            if weighted
+            else getattr(geometry, options.geometry)()
+        )
         attack = attacks.pgd(ball, options.radius, steps=steps, loss=attacks.losses.margin)
         name = f"{options.geometry} pgd-{steps} at {options.radius:g}"
         evaluation = attacks.accuracy({name: attack}, examples=options.examples)

@@ -70,7 +70,8 @@ def max_margin(inputs: Array, labels: Array, geometry: Geometry) -> MaxMargin:
     shape = inputs.shape[1:]
     rows = np.asarray(signs(labels), np.float64)[:, None] * np.asarray(inputs, np.float64).reshape(len(inputs), -1)
     weights = cvxpy.Variable(rows.shape[1])
-    norm = cvxpy.pnorm(_moduli(cvxpy, geometry, weights, shape), geometry.exponent)
+    exponent: Any = geometry.exponent
+    norm = cvxpy.pnorm(_moduli(cvxpy, geometry, weights, shape), exponent)
     separated = rows @ weights >= 1
     problem = cvxpy.Problem(cvxpy.Minimize(norm), [separated])
     with warnings.catch_warnings():

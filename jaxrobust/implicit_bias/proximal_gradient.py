@@ -9,7 +9,7 @@ solution tends to the one that steepest descent in the same norm finds without a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import optax
 
 from jaxrobust.geometry import Geometry
 from jaxrobust.trees import as_one_array
-from jaxrobust.typing import Array, Params, PyTree
+from jaxrobust.typing import Array, Params, PyTree, State
 
 
 def proximal(geometry: Geometry, x: Array, strength: Array | float) -> Array:
@@ -126,22 +126,24 @@ def proximal_gradient(
         return ProximalState(params, jnp.float32(1), jnp.float32(jnp.inf), jnp.int32(0))
 
     def update(
-        gradients: PyTree,
-        state: ProximalState,
+        updates: PyTree,
+        state: State,
         params: Params | None = None,
         *,
         value: Array | None = None,
         value_fn: Callable[[Params], Array] | None = None,
-        **extra: Array,
+        **extra_args: Any,
     ) -> tuple[PyTree, ProximalState]:
-        del extra
+        del extra_args
         if params is None:
             raise ValueError("params must be given to update: the proximal map is taken at them")
         if max_backtracking_steps and (value is None or value_fn is None):
             raise ValueError("value and value_fn must be given to update: backtracking evaluates the loss")
+        height: Any = value
+        loss: Any = value_fn
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         ahead, restore = as_one_array(params)
-        slope, _ = as_one_array(gradients)
+        slope, _ = as_one_array(updates)
         last, _ = as_one_array(state.solution)
         rate = jnp.asarray(rate, ahead.dtype)
         if max_backtracking_steps:
@@ -153,9 +155,9 @@ def proximal_gradient(
         def too_far(carry: tuple[Array, Array]) -> Array:
             rate, halvings = carry
             moved = reach(rate) - ahead
-            model = value + jnp.vdot(slope, moved) + jnp.vdot(moved, moved) / (2 * rate)
+            model = height + jnp.vdot(slope, moved) + jnp.vdot(moved, moved) / (2 * rate)
             # Not `>`: a step to where the loss is not a number is too far.
-            return (halvings < max_backtracking_steps) & ~(value_fn(restore(ahead + moved)) <= model)
+            return (halvings < max_backtracking_steps) & ~(loss(restore(ahead + moved)) <= model)
 
         halvings, ratio = jnp.int32(0), jnp.float32(1)
         if max_backtracking_steps:
