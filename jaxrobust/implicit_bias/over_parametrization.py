@@ -244,7 +244,8 @@ def solve(key: Key, method: Method, problems: Problems, steps: int) -> Array:
 
     over_values = jax.vmap(single, (None, None, None, None, 0))
     mapped = jax.jit(jax.vmap(over_values, (0, 0, 0, 0, None)))
-    return mapped(jax.random.split(key, len(problems.inputs)), *problems, jnp.asarray(method.values))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(problems.inputs)))
+    return mapped(keys, *problems, jnp.asarray(method.values))
 
 
 def margins(weights: Array, problems: Problems, norm: Geometry) -> Array:

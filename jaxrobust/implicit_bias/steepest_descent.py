@@ -10,6 +10,7 @@ perturbations the model withstands.
 """
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxrobust.geometry import Geometry
@@ -65,9 +66,12 @@ def steepest_descent(
         del params
         if per_leaf:
             steps = jax.tree.map(geometry.steepest, gradients)
-            lengths = jax.tree.map(geometry.dual_norm, gradients)
-            length = sum(jax.tree.leaves(lengths))
-            return steps if normalized else jax.tree.map(lambda step: (length * step).astype(step.dtype), steps)
+            if normalized:
+                return steps
+            leaves = jax.tree.leaves(gradients)
+            widest = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+            length = sum(geometry.dual_norm(leaf).astype(widest) for leaf in leaves)
+            return jax.tree.map(lambda step: jnp.asarray(length, step.dtype) * step, steps)
         if geometry.shaped and len(jax.tree.leaves(gradients)) > 1:
             raise ValueError(f"{geometry.name} looks at each leaf's shape: take per_leaf=True for several leaves")
         vector, restore = as_one_array(gradients)

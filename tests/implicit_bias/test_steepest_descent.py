@@ -114,6 +114,9 @@ def test_spectral_in_half_precision_and_of_scalars():
     assert found["half"].dtype == jnp.bfloat16
     np.testing.assert_allclose(found["half"].astype(jnp.float32), -jnp.eye(2), atol=1e-2)
     assert float(found["scalar"]) == pytest.approx(1.0)
+    plain = update(steepest_descent(geometry.spectral(), 1.0, per_leaf=True), gradient)
+    assert plain["half"].dtype == jnp.bfloat16
+    assert float(plain["scalar"]) == pytest.approx(5.0, rel=1e-2)
 
 
 def test_one_array_keeps_its_shape():
