@@ -12,12 +12,9 @@ The same call on the same directory goes on where the last checkpoint was taken.
 
 import json
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +34,7 @@ from jaxrobust.report.tensorboard import Events
 from jaxrobust.train.checkpoint import Checkpoints, changed_leaves, with_leaves
 from jaxrobust.train.configuration import Configuration
 from jaxrobust.train.experiment import Experiment
+from jaxrobust.train.guards import agree, lock, on_sigterm, writing
 from jaxrobust.train.manifest import check_same, describe, read_manifest, write_manifest
 from jaxrobust.train.step import (
     Trainer,
@@ -178,7 +176,7 @@ class _Run:
         if self.main:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                self.stack.enter_context(_lock(directory))
+                self.stack.enter_context(lock(directory))
                 if (directory / "manifest.json").exists():
                     check_same(directory, self.about)
                     self.about = {**self.about, "seconds": read_manifest(directory).get("seconds", 0.0)}
@@ -228,7 +226,7 @@ class _Run:
         self.bar = self.stack.enter_context(progress(experiment.steps, step, stream, quiet=not self.main))
         for note in self.notes:
             self.bar.line(note)
-        stopping = self.stack.enter_context(_on_sigterm())
+        stopping = self.stack.enter_context(on_sigterm())
         began, batches = time.perf_counter(), self._batches(step)
         self.clock, self.since = began, step
         if self._evaluation_due(step) and not any(row["step"] == step and "split" in row for row in self.rows):
@@ -243,7 +241,7 @@ class _Run:
             if step % experiment.log_every == 0 or last:
                 self._log(step, metrics)
             due = experiment.checkpoint_every and step % experiment.checkpoint_every == 0
-            stop = _agree(stopping, step)
+            stop = agree(stopping, step)
             if due or last or stop:
                 self._save()
             if stop and not last:
@@ -317,7 +315,7 @@ class _Run:
 
     def _write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with _writing(self.directory):
+        with writing(self.directory):
             for writer in self.writers:
                 writer.write(row)
 
@@ -325,19 +323,19 @@ class _Run:
         if self.checkpoints is None:
             return
         self._check_finite()
-        with _writing(self.directory):
+        with writing(self.directory):
             self.checkpoints.save(self.state, self.reduction, changed_leaves(self.source, self.original))
 
     def _wait(self) -> None:
         if self.checkpoints is not None:
-            with _writing(self.directory):
+            with writing(self.directory):
                 self.checkpoints.wait()
 
     def _keep(self, evaluated: Evaluated | None) -> None:
         """Write what the final evaluation found beside the run's metrics."""
         if evaluated is None or self.directory is None or not self.main:
             return
-        with _writing(self.directory):
+        with writing(self.directory):
             if evaluated.curve:
                 curve = {"radii": list(evaluated.curve), "accuracy": list(evaluated.curve.values())}
                 (self.directory / "curve.json").write_text(json.dumps(curve) + "\n")
@@ -349,53 +347,6 @@ class _Run:
         if self.directory is None or not self.main:
             return
         seconds = self.about.get("seconds", 0.0) + time.perf_counter() - began
-        with _writing(self.directory):
+        with writing(self.directory):
             write_manifest(self.directory, {**self.about, "status": status, "seconds": round(seconds, 1)})
             write_report(self.directory)
-
-
-@contextmanager
-def _writing(directory: Path | None) -> Iterator[None]:
-    """Say what to do where the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        remedy = "make room and run the same command again: it goes on from the last checkpoint"
-        raise OSError(f"{directory} could not be written ({reason}): {remedy}") from error
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    import fcntl
-
-    with (directory / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another run goes on in {directory}: wait for it, or give another --run") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-@contextmanager
-def _on_sigterm() -> Iterator[threading.Event]:
-    """An event that a SIGTERM sets; several processes agree on a step through JAX's preemption service."""
-    event = threading.Event()
-    alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    if not alone:
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _agree(stopping: threading.Event, step: int) -> bool:
-    if jax.process_count() == 1:
-        return stopping.is_set()
-    return multihost_utils.reached_preemption_sync_point(step)
