@@ -38,7 +38,7 @@ def fgsm(
       >>> from jaxrobust import attacks, geometry
       >>> attack = attacks.fgsm(geometry.linf(), 0.25)
       >>> logits = lambda images: jnp.concatenate([images, -images], 1)
-      >>> attack(jax.random.key(0), logits, jnp.array([[0.5]]), jnp.array([1])).tolist()
+      >>> attack(jax.random.key(0), logits, jnp.array([[0.5]]), jnp.array([1])).round(6).tolist()
       [[0.75]]
 
     Reference: Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples",
