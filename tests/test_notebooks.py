@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_the_install_cell_installs_the_built_wheel(tmp_path):
     (wheel,) = built.glob("jaxrobust-*.whl")
     for path in NOTEBOOKS:
         (cell,) = install_cells(path.read_text())
-        words = cell.split()
+        words = shlex.split(cell)
         assert words[:2] == ["%pip", "install"]
         target = tmp_path / path.stem
         offline = ["--no-index", "--find-links", str(built), "--no-deps", "--target", str(target)]
