@@ -262,6 +262,7 @@ def margins(weights: Array, problems: Problems, norm: Geometry) -> Array:
 
     def single(w: Array, inputs: Array, labels: Array, present: Array) -> Array:
         scores = labels * jnp.tensordot(inputs, w, w.ndim)
-        return jnp.min(jnp.where(present > 0, scores, jnp.inf)) / norm.norm(w)
+        size = norm.norm(w)
+        return jnp.where(jnp.isfinite(size), jnp.min(jnp.where(present > 0, scores, jnp.inf)) / size, jnp.nan)
 
     return jax.vmap(jax.vmap(single, (0, None, None, None)))(weights, *problems)

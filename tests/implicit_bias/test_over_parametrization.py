@@ -46,6 +46,14 @@ def test_problems():
         separable(jax.random.key(0), (1,), 0)
 
 
+def test_margins_of_what_is_no_classifier():
+    problems = separable(jax.random.key(0), (5,), 1, dimension=20)
+    weights = jnp.stack([jnp.ones((1, 20, 1)), jnp.zeros((1, 20, 1)), jnp.full((1, 20, 1), 3e38)])[None]
+    found = np.asarray(margins(weights, problems, geometry.l1()))
+    assert np.isfinite(found[0]).tolist() == [True, False, False]
+    assert np.isnan(found[0, 1:]).all()
+
+
 def test_losses_by_hand():
     values, present = jnp.array([0.0, 1.0, -50.0]), jnp.array([1.0, 1.0, 0.0])
     assert float(logistic(values, present)) == pytest.approx((np.log(2) + np.log1p(np.exp(-1))) / 2, rel=1e-6)
