@@ -60,7 +60,8 @@ def commit() -> str | None:
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
+            # Without the lock that a kill in this moment would leave behind in the user's repository.
+            ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"],
             capture_output=True,
             text=True,
             timeout=10,
