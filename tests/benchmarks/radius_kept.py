@@ -40,15 +40,19 @@ def best_margins(problems):
     }
 
 
+def every_method(steps):
+    """Name -> method and its number of steps."""
+    plain = {f"plain {name}": (method, steps) for name, method in implicit_bias.plain_methods().items()}
+    normalized = implicit_bias.normalized_methods().items()
+    return plain | {f"normalized {name}": (method, 6 * steps) for name, method in normalized}
+
+
 def main(steps):
     """Print the grid, the seconds it took, and the ratio to one by one."""
     began, seconds = time.perf_counter(), {}
     problems = implicit_bias.separable(jax.random.key(0), RATIOS, SEEDS)
     best = best_margins(problems)
-    methods = {f"plain {name}": (method, steps) for name, method in implicit_bias.plain_methods().items()}
-    methods |= {
-        f"normalized {name}": (method, 6 * steps) for name, method in implicit_bias.normalized_methods().items()
-    }
+    methods = every_method(steps)
     print(f"attack norm | method | share of the largest radius at d / n = {RATIOS}")
     for name, (method, length) in methods.items():
         start = time.perf_counter()
@@ -89,10 +93,7 @@ def five_seeds(steps):
     """Print every method against every norm at d / n = 4: mean and least over five seeds."""
     problems = implicit_bias.separable(jax.random.key(0), (4,), 5)
     best = best_margins(problems)
-    methods = {f"plain {name}": (method, steps) for name, method in implicit_bias.plain_methods().items()}
-    methods |= {
-        f"normalized {name}": (method, 6 * steps) for name, method in implicit_bias.normalized_methods().items()
-    }
+    methods = every_method(steps)
     print(f"method | share of the largest radius against {', '.join(NORMS)}: mean (least) of five seeds at d / n = 4")
     for name, (method, length) in methods.items():
         weights = implicit_bias.solve(jax.random.key(1), method, problems, length)
