@@ -181,6 +181,8 @@ def plain_methods() -> dict[str, Method]:
 def normalized_methods() -> dict[str, Method]:
     r"""The same optimizers with the steps that reach the largest margin: :math:`\eta / \sqrt t` long, never vanishing.
 
+    One step size serves every ratio, but for the convolutional network: it needs shorter ones where examples are few.
+
     Returns:
       Name -> `Method`: steepest descent in l1, l2, l-infinity and the Fourier-l1 norm, gradient descent on a deep
       linear network, and on a linear convolutional one, where the loss's logarithm stands for the normalization.
@@ -204,7 +206,7 @@ def normalized_methods() -> dict[str, Method]:
         "Fourier-l1 descent": descend(geometry.fourier_l1(), 2.0),
         "deep linear network": descend(geometry.l2(), 0.3, deep_linear((100,))),
         "convolutional network": Method(
-            linear_convolutional(2), lambda value, _: optax.sgd(falling(value)), log_exponential, (0.2,)
+            linear_convolutional(2), lambda value, _: optax.sgd(falling(value)), log_exponential, (0.2, 0.1, 0.05)
         ),
     }
 
