@@ -3,10 +3,10 @@
     python tests/benchmarks/radius_kept.py [grid | table] [STEPS]
 
 The whole grid of jaxrobust.implicit_bias.over_parametrization: 100 dimensions, six ratios, three seeds, every plain
-method with its grid of step sizes or strengths tuned point by point, every normalized method with one (the convolutional
-network with three). A row gives the share of the largest margin, mean over seeds. Beside it, in the same run, a random
-part of the grid one problem and one value at a time, and the ratio of the times. `table` has five seeds of one ratio,
-with the least of them.
+method with its grid of step sizes or strengths tuned point by point, every normalized method with one (three for the
+convolutional network). A row gives the share of the largest margin, mean over seeds. Beside it, in the same run, a
+random part of the grid one problem and one value at a time, and the ratio of the times. `table` has five seeds of one
+ratio, with the least of them.
 """
 
 import sys
