@@ -41,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jaxrobust.train.fit import Diverged
 
     if not options.traceback:
-        # Orbax writes the traceback of a save that failed from a thread of its own; the line below tells of it.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_threads(whole_process=arguments is None)
 
     try:
         return options.command(options, rest)
@@ -53,6 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         return _complain(str(error))
+
+
+def _silence_threads(*, whole_process: bool) -> None:
+    """Keep tracebacks of Orbax's own threads off the terminal: the command's last line tells of a save that failed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if whole_process:
+        # Its coroutines that a failure leaves behind are reported, and ignored, whenever they are collected.
+        sys.unraisablehook = lambda _: None
 
 
 def _complain(message: str) -> int:

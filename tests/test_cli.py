@@ -277,7 +277,7 @@ def test_two_runs_in_one_directory(capsys, config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [3, 8], ids=["log", "checkpoint"])
+@pytest.mark.parametrize("kilobytes", [1, 3, 4, 6], ids=["manifest", "both", "checkpoint", "log"])
 def test_a_full_disk_while_saving(config, tmp_path, kilobytes):
     full = tmp_path / "full"
     words = ["train", config, "--run", full, "--steps", "12"]
@@ -287,8 +287,10 @@ def test_a_full_disk_while_saving(config, tmp_path, kilobytes):
     process = command(*words, before=limit)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
+    assert err.count("jaxrobust: ") == 1
     assert "could not be written" in err.strip().splitlines()[-1]
     assert "Traceback" not in err
+    assert "ValueError" not in err
     assert cli.main([str(word) for word in words]) == 0
 
 

@@ -84,8 +84,8 @@ class Checkpoints:
         _as_os_error(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Finish saving and let go of the directory."""
-        self._manager.close()
+        """Finish saving and let go of the directory. Raises OSError where a save failed."""
+        _as_os_error(self._manager.close)
 
     def supersede_after(self, step: int) -> None:
         """Let the next save replace checkpoints later than a step, from which a run goes on by another way."""

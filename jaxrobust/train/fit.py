@@ -163,7 +163,7 @@ class _Run:
         self.checkpoints = None
         if self.directory is not None:
             self.checkpoints = Checkpoints(self.directory / "checkpoints", self.trainer)
-            self.stack.callback(self.checkpoints.close)
+            self.stack.callback(self._close, self.checkpoints)
 
     def _examples(self, key: Key) -> State:
         """The source's first state, on the devices; () for a stream."""
@@ -182,7 +182,8 @@ class _Run:
                     self.about = {**self.about, "seconds": read_manifest(directory).get("seconds", 0.0)}
                 elif any(path.name != "lock" and not path.name.startswith(".") for path in directory.iterdir()):
                     raise ValueError(f"{directory} is not empty and holds no run: give another --run directory")
-                write_manifest(directory, self.about)
+                with writing(directory):
+                    write_manifest(directory, self.about)
             except (ValueError, OSError) as error:
                 refusal = error
         # No process goes on where the first one could not take the directory.
@@ -330,6 +331,10 @@ class _Run:
         if self.checkpoints is not None:
             with writing(self.directory):
                 self.checkpoints.wait()
+
+    def _close(self, checkpoints: Checkpoints) -> None:
+        with writing(self.directory):
+            checkpoints.close()
 
     def _keep(self, evaluated: Evaluated | None) -> None:
         """Write what the final evaluation found beside the run's metrics."""
