@@ -237,14 +237,18 @@ class Codec(NamedTuple):
 
     State is a pair `(shared, own)`: shared (levels) is equal by value on all workers, own (error memory) each worker's.
 
+    A message is a pytree whose leaves all have a leading axis of `ceil(d / bucket_size)` buckets, so that it can be cut
+    between any two of them; it is padded by buckets of zero bytes, which decode to finite numbers.
+
     Attributes:
       init: `(dimension) -> (shared, own)`.
       encode: `(key, x [d], state) -> (wire, own)`; wire is a pytree of packed uint8 codes and scales. `own` is the next
         memory.
-      decode: `(wire, shared) -> x [d]`; the static dimension is the codec's to keep in the wire's shapes: padding is
-        sliced off by the caller.
+      decode: `(wire, shared) -> x [buckets * bucket_size]`, of any number of buckets; padding is sliced off by the
+        caller.
       observe: `(x [d], state, axis) -> shared`; gathers statistics over the axis.
       adapt: `(shared) -> shared`; moves levels to fit the statistics.
+      bucket_size: coordinates that share an entry of the leading axis.
     """
 
     init: Callable[[int], tuple[State, State]]
@@ -252,16 +256,19 @@ class Codec(NamedTuple):
     decode: Callable[[PyTree, State], Array]
     observe: Callable[[Array, tuple[State, State], AxisName], State]
     adapt: Callable[[State], State]
+    bucket_size: int = 1
 
 
 class Rule(NamedTuple):
     """How n vectors become one.
 
     Attributes:
-      init: `(workers, columns) -> state`; 0 workers where their number is known within the axis alone.
+      init: `(workers, columns) -> state`: of the worker that joins so many columns, and that worker's own. The workers
+        are 0 where their number is known within the axis alone; a rule without memory gives ().
       apply: `(key, columns [n, m], alive [n], state, axis) -> (column [m], state, weights [n])`; a worker that is not
-        alive is left out. The key is None where the caller gave none. `axis` is the axis over which the vectors'
-        columns are split, None where they are whole.
+        alive is left out. The key is None where the caller gave none, and else equal wherever columns are joined.
+        `axis` is the axis over which the vectors' columns are split, None where they are whole: what a rule needs of
+        whole vectors it takes by one sum over it. `weights` is the share of each worker in the result, equal everywhere.
     """
 
     init: Callable[[int, int], State]
