@@ -1,6 +1,7 @@
 """Bit packing: codes of 1 to 8 bits as a dense stream of bytes, the only narrow wire that every backend keeps narrow.
 
-Bit i of code n is bit 8 m + j = n b + i of the stream, that is bit j of byte m: least significant first.
+Bit i of code n is bit 8 m + j = n b + i of the stream, that is bit j of byte m: least significant first. Eight codes of
+b bits fill b bytes exactly, so that a stream is made and read in groups of eight, by shifts of 32-bit words.
 XLA's own 4-bit arrays travel as bytes on some backends, and integer sums of codes wrap around, so codes are packed by
 hand and gathered, never summed.
 """
@@ -11,16 +12,18 @@ import numpy as np
 
 from jaxrobust.typing import Array, PyTree
 
+_GROUP, _WORD = 8, 32
+
 
 def pack(codes: Array, bits: int) -> Array:
     """Codes side by side in a stream of bytes.
 
     Args:
-      codes: `[count]` uint8, each below 2**bits.
+      codes: `[..., count]` unsigned integers, each below 2**bits; every row is a stream of its own.
       bits: width of a code, 1 to 8.
 
     Returns:
-      `[ceil(count * bits / 8)]` uint8; the last byte is filled up with zeros.
+      `[..., ceil(count * bits / 8)]` uint8; the last byte is filled up with zeros.
 
     Raises:
       ValueError: for a width outside 1 to 8.
@@ -31,24 +34,26 @@ def pack(codes: Array, bits: int) -> Array:
       [33, 3]
     """
     check_width(bits)
-    stream = ((codes[:, None] >> jnp.arange(bits, dtype=jnp.uint8)) & jnp.uint8(1)).reshape(-1)
-    octets = jnp.pad(stream, (0, -stream.size % 8)).reshape(-1, 8)
-    return jnp.sum(octets << jnp.arange(8, dtype=jnp.uint8), axis=1, dtype=jnp.uint8)
+    count = codes.shape[-1]
+    lanes = split(codes)
+    words = [_merged([(lane, index * bits - first) for index, lane in enumerate(lanes)]) for first in _starts(bits)]
+    groups = jnp.concatenate([jax.lax.bitcast_convert_type(word, jnp.uint8) for word in words], axis=-1)[..., :bits]
+    return groups.reshape(*codes.shape[:-1], -1)[..., : _bytes(count, bits)]
 
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
     """The codes that `pack` put into a stream.
 
     Args:
-      packed: `[bytes]` uint8.
+      packed: `[..., bytes]` uint8.
       bits: width of a code, 1 to 8.
-      count: how many codes to read.
+      count: how many codes to read from each row.
 
     Returns:
-      `[count]` uint8.
+      `[..., count]` uint8.
 
     Raises:
-      ValueError: for a width outside 1 to 8, or more codes than the stream holds.
+      ValueError: for a width outside 1 to 8, or more codes than a row holds.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,11 +61,57 @@ def unpack(packed: Array, bits: int, count: int) -> Array:
       [1, 2, 3]
     """
     check_width(bits)
-    if count * bits > 8 * packed.size:
-        raise ValueError(f"count must be at most {8 * packed.size // bits} for {packed.size} bytes, got {count}")
-    stream = ((packed[:, None] >> jnp.arange(8, dtype=jnp.uint8)) & jnp.uint8(1)).reshape(-1)
-    codes = stream[: count * bits].reshape(count, bits)
-    return jnp.sum(codes << jnp.arange(bits, dtype=jnp.uint8), axis=1, dtype=jnp.uint8)
+    held = packed.shape[-1]
+    if count * bits > 8 * held:
+        raise ValueError(f"count must be at most {8 * held // bits} for {held} bytes, got {count}")
+    padding = [(0, 0)] * (packed.ndim - 1) + [(0, -held % bits)]
+    groups = jnp.pad(packed, padding).reshape(*packed.shape[:-1], -1, bits).astype(jnp.uint32)
+    halves = []
+    for first in (0, _GROUP // 2 * bits):
+        # Half a group is at most 32 bits; it may begin and end in the middle of a byte.
+        inside = range(first // 8, -(-(first + _GROUP // 2 * bits) // 8))
+        halves.append(_merged([(groups[..., octet], 8 * octet - first) for octet in inside]))
+    shifts = jnp.arange(_GROUP // 2, dtype=jnp.uint32) * jnp.uint32(bits)
+    codes = (jnp.stack(halves, axis=-1)[..., None] >> shifts) & jnp.uint32(2**bits - 1)
+    return codes.astype(jnp.uint8).reshape(*packed.shape[:-1], -1)[..., :count]
+
+
+def split(row: Array) -> list[Array]:
+    """Eight lanes of a row: lane i holds every eighth element from i on; a ragged end is filled up with zeros.
+
+    Args:
+      row: `[..., count]`.
+
+    Returns:
+      Eight arrays `[..., ceil(count / 8)]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [lane.tolist() for lane in split(jnp.arange(9))][:2]
+      [[0, 8], [1, 0]]
+    """
+    padding = [(0, 0)] * (row.ndim - 1) + [(0, -row.shape[-1] % _GROUP)]
+    groups = jnp.pad(row, padding).reshape(*row.shape[:-1], -1, _GROUP)
+    return [groups[..., index] for index in range(_GROUP)]
+
+
+def join(lanes: list[Array], count: int) -> Array:
+    """The row that `split` took apart.
+
+    Args:
+      lanes: eight arrays `[..., ceil(count / 8)]`.
+      count: length of the row.
+
+    Returns:
+      `[..., count]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> join(split(jnp.arange(9)), 9).tolist()
+      [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    """
+    groups = jnp.stack(lanes, axis=-1)
+    return groups.reshape(*groups.shape[:-2], -1)[..., :count]
 
 
 def wire_bits(wire: PyTree) -> int:
@@ -84,3 +135,22 @@ def check_width(bits: int, least: int = 1) -> None:
     """Refuse a width of code that does not fit a byte."""
     if not least <= bits <= 8:
         raise ValueError(f"bits must lie in {least} to 8, got {bits}")
+
+
+def _bytes(count: int, bits: int) -> int:
+    return -(-count * bits // 8)
+
+
+def _starts(bits: int) -> range:
+    """Where the 32-bit words of a group begin."""
+    return range(0, _GROUP * bits, _WORD)
+
+
+def _merged(parts: list[tuple[Array, int]]) -> Array:
+    """One 32-bit word of small integers, each shifted to its place; what lies outside the word falls off."""
+    word = jnp.zeros(parts[0][0].shape, jnp.uint32)
+    for part, place in parts:
+        if -8 < place < _WORD:
+            wide = part.astype(jnp.uint32)
+            word |= wide << jnp.uint32(place) if place >= 0 else wide >> jnp.uint32(-place)
+    return word

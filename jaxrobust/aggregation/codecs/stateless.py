@@ -5,12 +5,13 @@ from collections.abc import Callable
 from jaxrobust.typing import Array, AxisName, Codec, Key, PyTree, State
 
 
-def stateless(encode: Callable[[Key, Array], PyTree], decode: Callable[[PyTree], Array]) -> Codec:
+def stateless(encode: Callable[[Key, Array], PyTree], decode: Callable[[PyTree], Array], bucket_size: int = 1) -> Codec:
     """Make a `Codec` whose state is empty.
 
     Args:
-      encode: `(key, x [d]) -> wire`.
-      decode: `(wire) -> x`, `[d]` or longer.
+      encode: `(key, x [d]) -> wire`, whose leaves have a leading axis of buckets.
+      decode: `(wire) -> x [buckets * bucket_size]`.
+      bucket_size: coordinates that share an entry of the leading axis.
 
     Returns:
       A `Codec`.
@@ -41,4 +42,4 @@ def stateless(encode: Callable[[Key, Array], PyTree], decode: Callable[[PyTree],
     def adapt(shared: State) -> State:
         return shared
 
-    return Codec(init, encode_, decode_, observe, adapt)
+    return Codec(init, encode_, decode_, observe, adapt, bucket_size)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust.aggregation import codecs
+from jaxrobust.aggregation.codecs import quantization
 
 BITS, BUCKET, DIMENSION, DRAWS = 3, 16, 53, 4000
 
@@ -48,7 +49,10 @@ def test_unbiased_with_the_variance_of_the_formula(x):
 
 
 def test_rounding_to_the_nearest_would_be_caught(x, monkeypatch):
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, 0.5))
+    def half(key, buckets, columns):
+        return [jnp.full((buckets, columns), 0.5)] * 8
+
+    monkeypatch.setattr(quantization, "uniform_lanes", half)
     samples = decoded(codecs.qsgd(BITS, BUCKET), x, jax.random.split(jax.random.key(0), DRAWS))
     assert sigmas_off(samples, x, exact_variance(x, BITS, BUCKET)).max() > 4
 
