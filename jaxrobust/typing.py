@@ -268,7 +268,7 @@ class Rule(NamedTuple):
       apply: `(key, columns [n, m], alive [n], state, axis) -> (column [m], state, weights [n])`; a worker that is not
         alive is left out. The key is None where the caller gave none, and else equal wherever columns are joined.
         `axis` is the axis over which the vectors' columns are split, None where they are whole: what a rule needs of
-        whole vectors it takes by one sum over it. `weights` is the share of each worker in the result, equal everywhere.
+        whole vectors it takes by one sum over it. `weights` is each worker's share in the result, equal everywhere.
     """
 
     init: Callable[[int, int], State]

@@ -66,7 +66,7 @@ def l2() -> Geometry:
 def l1() -> Geometry:
     r"""The sum of absolute values; dual :math:`\ell_\infty`, steepest direction the largest coordinate alone.
 
-    The projection shrinks every size by :math:`\max(0, \max_k (S_k - r) / k)`, with S_k the sum of the k largest.
+    The projection shrinks every size by the same length, as far as it goes, until their sum is the radius.
 
     Returns:
       The geometry.
@@ -77,8 +77,8 @@ def l1() -> Geometry:
       >>> geometry.l1().steepest(jnp.array([1.0, -2.0])).tolist()
       [0.0, -1.0]
 
-    Reference: Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient Projections onto the l1-Ball for Learning in High
-    Dimensions", https://icml.cc/Conferences/2008/papers/361.pdf, 2008.
+    Reference: Condat, "Fast Projection onto the Simplex and the l1 Ball", Mathematical Programming 158,
+    https://doi.org/10.1007/s10107-015-0946-6, 2016 (section 2, Newton's method).
     """
 
     def steepest(g: Array) -> Array:
@@ -153,8 +153,8 @@ def lp(p: float) -> Geometry:
 def soft_threshold(sizes: Array, radius: Array | float, weights: Array | None = None) -> Array:
     r"""How far to shrink sizes so that they fit into a (weighted) l1 ball.
 
-    The nearest :math:`u \ge 0` with :math:`\sum_i w_i u_i \le r` is :math:`u_i = \max(0, y_i - \tau w_i)`, with
-    :math:`\tau = \max(0, \max_k (\sum_{i \le k} w_i y_i - r) / \sum_{i \le k} w_i^2)` in falling order of y / w.
+    The nearest :math:`u \ge 0` with :math:`\sum_i w_i u_i \le r` is :math:`u_i = \max(0, y_i - \tau w_i)`; tau is 0, or
+    the root of :math:`\sum_i w_i \max(0, y_i - \tau w_i) = r`, convex and falling in tau.
 
     Args:
       sizes: y, not negative, of any shape.
@@ -166,13 +166,22 @@ def soft_threshold(sizes: Array, radius: Array | float, weights: Array | None = 
     """
     y = sizes.reshape(-1)
     limit = checked_radius(radius, sizes)
-    if weights is None:
-        excess = jnp.cumsum(jnp.sort(y, descending=True)) - limit
-        return jnp.max(excess / jnp.arange(1, y.size + 1, dtype=y.dtype), initial=0)
-    w = weights.reshape(-1)
-    order = jnp.argsort(y / w, descending=True)
-    y, w = y[order], w[order]
-    return jnp.max((jnp.cumsum(w * y) - limit) / jnp.cumsum(w * w), initial=0)
+    w = jnp.ones_like(y) if weights is None else weights.reshape(-1)
+
+    def root(y: Array, chosen: Array) -> Array:
+        return divided(jnp.sum(jnp.where(chosen, w * y, 0)) - limit, jnp.sum(jnp.where(chosen, w * w, 0)))
+
+    def newton(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        chosen, _ = carry
+        fewer = chosen & (fixed > root(fixed, chosen) * w)
+        # Of radius 0, or of rounding, the largest remains.
+        fewer = jnp.where(jnp.any(fewer), fewer, chosen)
+        return fewer, jnp.any(fewer != chosen)
+
+    # From below, a Newton step never passes the root and only ever leaves sizes out: it ends, exactly, without a sort.
+    fixed = jax.lax.stop_gradient(y)
+    chosen, _ = jax.lax.while_loop(lambda carry: carry[1], newton, (fixed > 0, jnp.bool_(True)))
+    return jnp.maximum(root(y, chosen), 0)
 
 
 def _interval(clean: Array, radius: Array) -> tuple[Array, Array]:

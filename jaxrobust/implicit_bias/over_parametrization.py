@@ -5,8 +5,8 @@ find. For an attack norm, the radius kept is a classifier's margin as a share of
 
 .. math:: \frac{\min_i y_i \langle w, x_i \rangle / \|w\|_*}{\max_u \min_i y_i \langle u, x_i \rangle / \|u\|_*}
 
-Problems of every ratio d / n and every seed run at once, as does each method's grid of step sizes or strengths: all are
-padded to the largest n and mapped.
+All problems run at once, as does each method's grid of step sizes or strengths: they are padded to the largest n and
+mapped. A batch of one ratio d / n pads nothing.
 
 Reference: Faghri, Gowal, Vasconcelos, Fleet, Pedregosa and Le Roux, "Bridging the Gap Between Adversarial Robustness
 and Optimization Bias", https://arxiv.org/abs/2102.08868, 2021, section 5.

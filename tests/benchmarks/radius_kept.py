@@ -51,38 +51,42 @@ def every_method(steps):
 def main(steps):
     """Print the grid, the seconds it took, and the ratio to one by one."""
     began, seconds = time.perf_counter(), {}
-    problems = implicit_bias.separable(jax.random.key(0), RATIOS, SEEDS)
-    best = best_margins(problems)
+    # Problems of one ratio run together, those of several would all be padded to the most examples.
+    problems = [implicit_bias.separable(jax.random.key(0), (ratio,), SEEDS) for ratio in RATIOS]
+    best = [best_margins(some) for some in problems]
     methods = every_method(steps)
     print(f"attack norm | method | share of the largest radius at d / n = {RATIOS}")
     for name, (method, length) in methods.items():
         start = time.perf_counter()
-        weights = jax.block_until_ready(implicit_bias.solve(jax.random.key(1), method, problems, length))
+        weights = [implicit_bias.solve(jax.random.key(1), method, some, length) for some in problems]
+        jax.block_until_ready(weights)
         seconds[name] = time.perf_counter() - start
         for attack, norm in NORMS.items():
-            shares = np.asarray(implicit_bias.margins(weights, problems, norm)) / best[attack][:, None]
-            tuned = np.nanmax(shares, axis=1).reshape(len(RATIOS), SEEDS)
-            print(f"{attack} | {name} | {' '.join(f'{share:.3f}' for share in tuned.mean(1))}", flush=True)
+            shares = [
+                np.nanmax(np.asarray(implicit_bias.margins(found, some, norm)) / most[attack][:, None], axis=1).mean()
+                for found, some, most in zip(weights, problems, best, strict=True)
+            ]
+            print(f"{attack} | {name} | {' '.join(f'{share:.3f}' for share in shares)}", flush=True)
     print(f"whole grid: {time.perf_counter() - began:.0f} s, compilation and CVXPY included")
     one_by_one(methods, problems, seconds)
 
 
 def one_by_one(methods, problems, seconds):
-    """Time a random sample of the grid's runs alone, on their own examples without padding, compiled before."""
+    """Time a random sample of the grid's runs alone, compiled before."""
     generator, alone, together = np.random.default_rng(0), 0.0, 0.0
     for name, (method, length) in methods.items():
         times = []
         for _ in range(SAMPLE):
-            which, value = generator.integers(len(problems.inputs)), generator.integers(len(method.values))
-            count = int(problems.present[which].sum())
-            one = implicit_bias.Problems(*(leaf[which : which + 1, :count] for leaf in problems))
+            some = problems[generator.integers(len(problems))]
+            which, value = generator.integers(SEEDS), generator.integers(len(method.values))
+            one = implicit_bias.Problems(*(leaf[which : which + 1] for leaf in some))
             single = method._replace(values=method.values[value : value + 1])
             run = jax.jit(lambda key, one, m=single, length=length: implicit_bias.solve(key, m, one, length))
             jax.block_until_ready(run(jax.random.key(1), one))
             start = time.perf_counter()
             jax.block_until_ready(run(jax.random.key(1), one))
             times.append(time.perf_counter() - start)
-        alone += len(problems.inputs) * len(method.values) * np.mean(times)
+        alone += len(problems) * SEEDS * len(method.values) * np.mean(times)
         together += seconds[name]
     print(
         f"one by one, from {SAMPLE} random runs of every method, without compilation: {alone:.0f} s; "

@@ -1,5 +1,7 @@
 """Margins and robust radii, and what attacks make of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,7 @@ def suite(ball, radius):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_attacks_succeed_beyond_the_radius_and_not_inside(name, classes):
     """The closed form, against every attack. Between two classes each attack succeeds as soon as any can; among three
-    the steps may follow one boundary and miss a nearer one, so that only the half inside is a law."""
+    the steps may follow one boundary and miss a nearer one: they succeed beyond it where they are aimed, below."""
     ball = BALLS[name]
 
     def logits_fn(images):
@@ -94,6 +96,44 @@ def test_attacks_succeed_beyond_the_radius_and_not_inside(name, classes):
     # An attack of a larger ball breaks what this one must not.
     found = suite(ball, 1.5 * radius)["pgd"](jax.random.key(4), logits_fn, images, labels)
     assert np.any(np.asarray(jnp.argmax(logits_fn(found), 1) != labels)[inside])
+
+
+def aimed(target):
+    """The loss of an attack that wants one class."""
+    return lambda logits, labels: logits[:, target] - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+
+
+@every
+def test_attacks_that_aim_at_a_class_succeed_beyond_its_boundary_alone(name):
+    ball = BALLS[name]
+    images, labels = near_the_middle(64, 0.005)
+    radii = np.asarray(robust_radius(classifier, images, labels, ball))
+    radius = float(np.median(radii))
+
+    @jax.jit
+    def distances(own, target):
+        return robust_radius(lambda x: classifier(x)[:, jnp.array([own, target])], images, 0 * labels, ball)
+
+    def attacked(make, options, target):
+        attack = make(ball, radius, loss=aimed(target), **options)
+        return jnp.argmax(classifier(attack(jax.random.key(4), classifier, images, labels)), 1) != labels
+
+    suite = {
+        how: jax.jit(functools.partial(attacked, *make))
+        for how, make in {"fgsm": (attacks.fgsm, {}), "pgd": (attacks.pgd, {"steps": 20})}.items()
+    }
+    nearest, broken = np.full(len(images), np.inf), np.zeros(len(images), bool)
+    for target in range(CLASSES):
+        pairs = [np.asarray(distances(own, target)) for own in range(CLASSES)]
+        boundary = np.where(labels == target, np.inf, np.choose(labels, pairs))
+        nearest = np.minimum(nearest, boundary)
+        for how, attack in suite.items():
+            won = np.asarray(attack(target))
+            assert not np.any(won[radii > radius * 1.001]), how
+            assert np.all(won[boundary < radius * 0.98]), how
+            broken |= won
+    np.testing.assert_allclose(nearest, radii, rtol=1e-4)
+    assert np.all(broken[radii < radius * 0.98])
 
 
 def test_on_the_boundary_and_between_equal_classes():
