@@ -1,40 +1,49 @@
 r"""Hostile workers, for drills and papers: what a reduction makes of gradients that an attacker chose.
 
-.. math:: g = F(a(g_1), \dots, a(g_f), g_{f+1}, \dots, g_n)
+.. math:: g = F(b_1, \dots, b_f, g_{f+1}, \dots, g_n), \qquad (b_1, \dots, b_f) = a(\text{key}, H, G)
+
+A drill, not a thing for a pod: an omniscient attacker sees all gradients, so that every device gathers and holds n x d
+numbers, and computes the attack.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.all_reduce import ReduceState, Reduction
-from jaxrobust.typing import Array, Key, Params, PyTree, State
-
-Attacker: TypeAlias = Callable[[Key | None, PyTree], PyTree]
-"""`(key, honest gradient) -> sent gradient`, of one worker; without randomness it ignores the key."""
+from jaxrobust.aggregation.attackers.attacker import Attacker
+from jaxrobust.aggregation.attackers.sign_flip import sign_flip as sign_flip
+from jaxrobust.typing import Key, Params, PyTree, State
 
 
 def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | None = None) -> Reduction:
-    """Let the first workers send what an attacker makes of their gradients.
+    """Let the first workers send what an attacker makes of all workers' gradients.
+
+    Each gradient is one vector to the attacker, in float32 (in float64 if a leaf is); what it makes is sent in the
+    leaves' own dtypes. The honest workers' gradients are passed on as they are. The workers are those of the
+    reduction's axis, so that this runs wherever the reduction does.
 
     Args:
       reduce: any reduction.
-      attacker: makes the gradient that a faulty worker sends.
-      faulty: f, how many workers are faulty; less than all.
-      key: equal on all workers, for an attacker that draws; it is given one of its own per worker and step.
+      attacker: `(key, honest [n - f, d], own [f, d]) -> sent [f, d]`, as `aggregation.attackers` makes them.
+      faulty: f, how many workers are faulty; less than all. With 0 the reduction itself is given back.
+      key: equal on all workers, for an attacker that draws: it is given `fold_in(key, t)` in step t. Pass another than
+        the reduction's, since an attacker must not know what a rule draws.
 
     Returns:
       A `Reduction` with the state of `reduce`.
 
     Raises:
-      ValueError: for a negative number of faulty workers, and in the first step where no honest worker is left.
+      ValueError: for a negative number of faulty workers, and in the first step where no honest worker is left or the
+        attacker sends anything but `[f, d]`.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxrobust.aggregation import exact_mean
+      >>> from jaxrobust.aggregation.attackers import sign_flip
       >>> reduce = hostile(exact_mean("data"), sign_flip(scale=10.0), faulty=1)
       >>> gradients, state = jnp.array([1.0, 1.0, 1.0]), reduce.init(jnp.array(0.0))
       >>> reduced, _ = jax.vmap(reduce.update, in_axes=(0, None), axis_name="data")(gradients, state)
@@ -43,53 +52,29 @@ def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | No
     """
     if faulty < 0:
         raise ValueError(f"faulty must not be negative, got {faulty}")
+    if faulty == 0:
+        return reduce
 
     def update(
         gradients: PyTree, state: ReduceState, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, State]:
-        if faulty >= axes.size(reduce.axis):
-            raise ValueError(f"faulty must be less than the {axes.size(reduce.axis)} workers, got {faulty}")
-        worker = axes.position(reduce.axis)
-        own = None if key is None else jax.random.fold_in(jax.random.fold_in(key, state.shared.count), worker)
-        sent = jax.tree.map(
-            lambda bad, good: jnp.where(worker < faulty, bad, good), attacker(own, gradients), gradients
+        workers, worker = axes.size(reduce.axis), axes.position(reduce.axis)
+        if faulty >= workers:
+            raise ValueError(f"faulty must be less than the {workers} workers, got {faulty}")
+        double = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(gradients))
+        wide = jnp.float64 if double else jnp.float32
+        vector, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(wide), gradients))
+        rows = axes.gather(vector, reduce.axis)
+        count = axes.common(state.shared.count, reduce.axis)
+        sent = attacker(None if key is None else jax.random.fold_in(key, count), rows[faulty:], rows[:faulty])
+        if sent.shape != (faulty, vector.size):
+            raise ValueError(
+                f"an attacker must send {(faulty, vector.size)}, one row a faulty worker, got {sent.shape}"
+            )
+        forged = unravel(sent[jnp.minimum(worker, faulty - 1)])
+        gradients = jax.tree.map(
+            lambda bad, good: jnp.where(worker < faulty, bad.astype(good.dtype), good), forged, gradients
         )
-        return reduce.update(sent, state, params, **extra)
+        return reduce.update(gradients, state, params, **extra)
 
     return Reduction(reduce.init, update, reduce.combine, reduce.axis, reduce.averages)
-
-
-def sign_flip(scale: float = 1.0) -> Attacker:
-    r"""Send the gradient's opposite.
-
-    .. math:: a(g) = -\gamma g
-
-    Args:
-      scale: gamma > 0.
-
-    Returns:
-      An attacker for `hostile`.
-
-    Raises:
-      ValueError: for a scale that is not positive.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> sign_flip(scale=2.0)(None, jnp.array([1.0, -3.0])).tolist()
-      [-2.0, 6.0]
-
-    Reference: Li, Xu, Chen, Giannakis and Ling, "RSA: Byzantine-Robust Stochastic Aggregation Methods for Distributed
-    Learning from Heterogeneous Datasets", https://arxiv.org/abs/1811.03761, 2019 (section 5).
-    """
-    if scale <= 0:
-        raise ValueError(f"scale must be positive, got {scale}")
-
-    def attack(key: Key | None, gradient: PyTree) -> PyTree:
-        del key
-
-        def flip(leaf: Array) -> Array:
-            return -scale * leaf
-
-        return jax.tree.map(flip, gradient)
-
-    return attack
