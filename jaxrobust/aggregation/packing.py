@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrobust.typing import Array, PyTree
 
-_GROUP, _WORD = 8, 32
+_GROUP = 8
 
 
 def pack(codes: Array, bits: int) -> Array:
@@ -34,11 +34,10 @@ def pack(codes: Array, bits: int) -> Array:
       [33, 3]
     """
     check_width(bits)
-    count = codes.shape[-1]
     lanes = split(codes)
-    words = [_merged([(lane, index * bits - first) for index, lane in enumerate(lanes)]) for first in _starts(bits)]
-    groups = jnp.concatenate([jax.lax.bitcast_convert_type(word, jnp.uint8) for word in words], axis=-1)[..., :bits]
-    return groups.reshape(*codes.shape[:-1], -1)[..., : _bytes(count, bits)]
+    # Byte by byte: of one wide word cast to bytes, XLA on a CPU computes the whole word anew for every byte.
+    groups = jnp.stack([_octet(lanes, bits, 8 * number) for number in range(bits)], axis=-1)
+    return groups.reshape(*codes.shape[:-1], -1)[..., : -(-codes.shape[-1] * bits // 8)]
 
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
@@ -66,11 +65,8 @@ def unpack(packed: Array, bits: int, count: int) -> Array:
         raise ValueError(f"count must be at most {8 * held // bits} for {held} bytes, got {count}")
     padding = [(0, 0)] * (packed.ndim - 1) + [(0, -held % bits)]
     groups = jnp.pad(packed, padding).reshape(*packed.shape[:-1], -1, bits).astype(jnp.uint32)
-    halves = []
-    for first in (0, _GROUP // 2 * bits):
-        # Half a group is at most 32 bits; it may begin and end in the middle of a byte.
-        inside = range(first // 8, -(-(first + _GROUP // 2 * bits) // 8))
-        halves.append(_merged([(groups[..., octet], 8 * octet - first) for octet in inside]))
+    half = _GROUP // 2 * bits
+    halves = [_merged([(groups[..., place], 8 * place - first) for place in range(bits)]) for first in (0, half)]
     shifts = jnp.arange(_GROUP // 2, dtype=jnp.uint32) * jnp.uint32(bits)
     codes = (jnp.stack(halves, axis=-1)[..., None] >> shifts) & jnp.uint32(2**bits - 1)
     return codes.astype(jnp.uint8).reshape(*packed.shape[:-1], -1)[..., :count]
@@ -137,20 +133,16 @@ def check_width(bits: int, least: int = 1) -> None:
         raise ValueError(f"bits must lie in {least} to 8, got {bits}")
 
 
-def _bytes(count: int, bits: int) -> int:
-    return -(-count * bits // 8)
+def _octet(lanes: list[Array], bits: int, first: int) -> Array:
+    """The byte of a group that begins at its bit `first`."""
+    return _merged([(lane, index * bits - first) for index, lane in enumerate(lanes)], 8).astype(jnp.uint8)
 
 
-def _starts(bits: int) -> range:
-    """Where the 32-bit words of a group begin."""
-    return range(0, _GROUP * bits, _WORD)
-
-
-def _merged(parts: list[tuple[Array, int]]) -> Array:
-    """One 32-bit word of small integers, each shifted to its place; what lies outside the word falls off."""
+def _merged(parts: list[tuple[Array, int]], width: int = 32) -> Array:
+    """One word of so many bits from numbers of a byte at most, each shifted to its place."""
     word = jnp.zeros(parts[0][0].shape, jnp.uint32)
     for part, place in parts:
-        if -8 < place < _WORD:
+        if -8 < place < width:
             wide = part.astype(jnp.uint32)
             word |= wide << jnp.uint32(place) if place >= 0 else wide >> jnp.uint32(-place)
     return word

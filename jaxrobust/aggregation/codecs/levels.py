@@ -9,6 +9,7 @@ level is its place j. With b bits there are 2^b - 1 levels, zero among them, or 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,3 +63,112 @@ def uniform(bits: int, zero_level: bool = True) -> Levels:
         return ((below + center).astype(jnp.int32) + up.astype(jnp.int32)).astype(jnp.uint32)
 
     return Levels(np.linspace(-1.0, 1.0, count).astype(np.float32), rounding)
+
+
+def exponential(bits: int, zero_level: bool = True) -> Levels:
+    r"""Powers of one half and their negatives: close to each other near zero, where most coordinates of a gradient lie.
+
+    .. math:: \{0, \pm 2^{-s}, \dots, \pm 1/2, \pm 1\}, \quad s = 2^{b - 1} - 2
+
+    Rounding reads the exponent and the mantissa of a number: the mantissa is how far it lies between two powers.
+
+    Args:
+      bits: b, width of a code, 2 to 8.
+      zero_level: 2^b - 1 levels with zero, as the paper of NUQSGD has them, or else 2^b without, where s = 2^(b-1) - 1.
+
+    Returns:
+      The `Levels`.
+
+    Raises:
+      ValueError: for a width outside 2 to 8.
+
+    Example:
+      >>> exponential(3).values.tolist()
+      [-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]
+    """
+    values = powers(0.5, bits, zero_level)
+    steps, positive = 2 ** (bits - 1) - 1 - zero_level, 2 ** (bits - 1) - 1 + (not zero_level)
+    lowest = 127 - steps
+
+    def rounding(r: Array, u: Array) -> Array:
+        word = jax.lax.bitcast_convert_type(jnp.abs(r), jnp.uint32)
+        between = (
+            jax.lax.bitcast_convert_type((word & jnp.uint32(0x7FFFFF)) | jnp.uint32(0x3F800000), jnp.float32) - 1.0
+        )
+        power = (word >> jnp.uint32(23)).astype(jnp.int32) + (u < between).astype(jnp.int32)
+        place = jnp.clip(power - lowest, 0, steps)
+        # Two factors, for 2^127 times a small number may be all that float32 can hold.
+        inner = jnp.abs(r) * 2.0 ** (steps // 2) * 2.0 ** (steps - steps // 2)
+        if zero_level:
+            place = jnp.where(inner < 1, (u < inner).astype(jnp.int32), place + 1)
+            return jnp.where(r < 0, positive - place, positive + place).astype(jnp.uint32)
+        # Between the innermost two, "up" is away from zero.
+        away = (inner >= 1) | (u < 0.5 + 0.5 * inner)
+        return jnp.where((r < 0) == away, positive - 1 - place, positive + place).astype(jnp.uint32)
+
+    return Levels(values, rounding)
+
+
+def powers(ratio: Array | float, bits: int, zero_level: bool = True) -> np.ndarray | Array:
+    r"""Powers of a number in (0, 1), and their negatives, from -1 to 1.
+
+    .. math:: \{0, \pm p^s, \dots, \pm p, \pm 1\}
+
+    Args:
+      ratio: p; an array may be traced.
+      bits: b, width of a code, 2 to 8.
+      zero_level: 2^b - 1 levels with zero, or 2^b without.
+
+    Returns:
+      `[levels]`, sorted, float32 for a number.
+
+    Raises:
+      ValueError: for a width outside 2 to 8.
+
+    Example:
+      >>> powers(0.25, 2, zero_level=False).tolist()
+      [-1.0, -0.25, 0.25, 1.0]
+    """
+    check_width(bits, least=2)
+    xp = np if isinstance(ratio, float) else jnp
+    sizes = ratio ** xp.arange(2 ** (bits - 1) - zero_level).astype(xp.asarray(ratio).dtype)
+    middle = xp.zeros(int(zero_level), sizes.dtype)
+    levels = xp.concatenate([-sizes, middle, sizes[::-1]])
+    return levels.astype(np.float32) if isinstance(ratio, float) else levels
+
+
+def arbitrary(values: np.ndarray | Array) -> Levels:
+    r"""Any sorted levels from -1 to 1, traced or not.
+
+    A code is the number of thresholds below r, each of which lies somewhere between two levels:
+
+    .. math:: \#\{ j : r > l_j + u (l_{j+1} - l_j) \}
+
+    Args:
+      values: `[levels]`, at most 256.
+
+    Returns:
+      The `Levels`. Sixteen levels or fewer are compared one by one, more are searched by halving.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> r, u = jnp.array([0.0, 0.2, 0.2]), jnp.array([0.5, 0.7, 0.9])
+      >>> arbitrary(jnp.array([-1.0, 0.0, 0.25, 1.0])).rounding(r, u).tolist()
+      [1, 2, 1]
+    """
+    low, gap = jnp.asarray(values)[:-1], jnp.diff(jnp.asarray(values))
+
+    def compared(r: Array, u: Array) -> Array:
+        above = [r > low[place] + u * gap[place] for place in range(low.size)]
+        return sum((test.astype(jnp.uint32) for test in above), jnp.zeros(r.shape, jnp.uint32))
+
+    def searched(r: Array, u: Array) -> Array:
+        code = jnp.zeros(r.shape, jnp.int32)
+        for bit in reversed(range(low.size.bit_length())):
+            probe = code + 2**bit
+            place = jnp.minimum(probe, low.size) - 1
+            passed = (probe <= low.size) & (r > low[place] + u * gap[place])
+            code = jnp.where(passed, probe, code)
+        return code.astype(jnp.uint32)
+
+    return Levels(values, compared if low.size < 16 else searched)
