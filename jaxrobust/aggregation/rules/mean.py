@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
-from jaxrobust.aggregation.rules.stateless import stateless
-from jaxrobust.typing import Array, AxisName, Key, Rule
+from jaxrobust.aggregation.rules.sorting import wide
+from jaxrobust.aggregation.rules.weighted import weighted
+from jaxrobust.typing import Array, AxisName, Rule
 
 
 def mean() -> Rule:
@@ -27,11 +28,14 @@ def mean() -> Rule:
     return _MEAN
 
 
-def _apply(key: Key | None, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
-    del key, axis
-    living = jnp.sum(alive).astype(columns.dtype)
-    total = jnp.sum(jnp.where(alive[:, None], columns, 0.0), axis=0)
-    return total / living, alive.astype(columns.dtype) / living
+def _nothing(columns: Array, axis: AxisName | None, alive: Array) -> Array:
+    """What the mean asks of the vectors: only in which dtype to count."""
+    del axis, alive
+    return jnp.zeros((), wide(columns[:0]).dtype)
 
 
-_MEAN = stateless(_apply)
+def _equal(zero: Array, alive: Array) -> Array:
+    return alive.astype(zero.dtype) / jnp.maximum(jnp.sum(alive), 1).astype(zero.dtype)
+
+
+_MEAN = weighted(_equal, _nothing)
