@@ -62,16 +62,45 @@ def center(columns: Array, axis: AxisName | None, alive: Array) -> tuple[Array, 
     return jnp.where(alive[:, None], jnp.clip(rows - middles, -reach, reach), 0.0), middles
 
 
-def inner_products(rows: Array, axis: AxisName | None) -> Array:
-    """All pairs' inner products `[n, n]` of rows `[n, m]`, in full precision, summed over the axis."""
-    products = jax.lax.dot_general(rows, rows, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
+def inner_products(rows: Array, axis: AxisName | None, others: Array | None = None) -> Array:
+    """Inner products `[n, k]` of rows `[n, m]` and others `[k, m]` (the rows again), exact, summed over the axis."""
+    others = rows if others is None else others
+    products = jax.lax.dot_general(rows, others, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
     return summed(products, axis)
+
+
+def gram_with(columns: Array, other: Array, axis: AxisName | None, alive: Array) -> Array:
+    """The Gram matrix of the workers' vectors and of one more, which comes last: `[n + 1, n + 1]`.
+
+    Args:
+      columns: `[n, m]`, a slice of every worker's vector.
+      other: `[m]`, the same slice of one vector more.
+      axis: the axis over which the vectors are split, None where they are whole.
+      alive: `[n]`; rows and columns of the dead are 0.
+
+    Returns:
+      `[n + 1, n + 1]`, about the median of the workers' coordinates.
+    """
+    rows, middles = center(columns, axis, alive)
+    reach = largest_square_root(rows, axis)
+    last = jnp.clip(other.astype(rows.dtype) - middles, -reach, reach)
+    products = inner_products(rows, None)
+    cross = inner_products(rows, None, last[None])
+    corner = inner_products(last[None], None)
+    return summed(jnp.block([[products, cross], [cross.T, corner]]), axis)
+
+
+def norms(columns: Array, axis: AxisName | None, alive: Array) -> Array:
+    """Euclidean norms `[n]` of the vectors themselves, about no center, cut as in `gram`; 0 for the dead."""
+    reach = largest_square_root(columns, axis)
+    rows = jnp.where(alive[:, None], jnp.clip(wide(columns), -reach, reach), 0.0)
+    return jnp.sqrt(summed(jnp.sum(rows * rows, axis=1), axis))
 
 
 def largest_square_root(columns: Array, axis: AxisName | None) -> float:
     """The largest value whose square, summed over all coordinates, stays below an eighth of the largest number."""
     dimension = columns.shape[1] * (1 if axis is None else axes.size(axis))
-    return (float(jnp.finfo(columns.dtype).max) / 8 / max(dimension, 1)) ** 0.5
+    return (float(jnp.finfo(wide(columns[:0]).dtype).max) / 8 / max(dimension, 1)) ** 0.5
 
 
 def squared_distances(products: Array) -> Array:

@@ -159,7 +159,7 @@ def nearest_neighbors_rule(
             1.0 / jnp.maximum(jnp.sum(best, dtype=raised.dtype), 1.0) if share is None else share
         )
 
-    return weighted(weigh, measure)
+    return weighted(weigh, measure, bounded=False)
 
 
 def nearest_sums(apart: Array, alive: Array, count: Array | int) -> Array:

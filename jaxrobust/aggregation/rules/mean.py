@@ -38,4 +38,4 @@ def _equal(zero: Array, alive: Array) -> Array:
     return alive.astype(zero.dtype) / jnp.maximum(jnp.sum(alive), 1).astype(zero.dtype)
 
 
-_MEAN = weighted(_equal, _nothing)
+_MEAN = weighted(_equal, _nothing, bounded=False)

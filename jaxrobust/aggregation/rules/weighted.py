@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxrobust.aggregation.rules.distances import gram
+from jaxrobust.aggregation.rules.distances import gram, largest_square_root
 from jaxrobust.aggregation.rules.sorting import total
 from jaxrobust.aggregation.rules.stateless import stateless
 from jaxrobust.typing import Array, AxisName, Key, Rule
@@ -15,7 +15,9 @@ def _gram(columns: Array, axis: AxisName | None, alive: Array) -> Array:
 
 
 def weighted(
-    weigh: Callable[[Array, Array], Array], measure: Callable[[Array, AxisName | None, Array], Array] = _gram
+    weigh: Callable[[Array, Array], Array],
+    measure: Callable[[Array, AxisName | None, Array], Array] = _gram,
+    bounded: bool = True,
 ) -> Rule:
     r"""Make a `Rule` that is a weighted sum of the workers' vectors.
 
@@ -24,6 +26,8 @@ def weighted(
     Args:
       weigh: `(measured, alive [n]) -> weights [n]`, 0 for the dead; it sees no vector.
       measure: `(columns [n, m], axis, alive [n]) -> measured`, equal everywhere; the Gram matrix `[n, n]`.
+      bounded: whether values beyond the reach of `gram` are summed as if they lay there. A small weight that was found
+        for such a row would otherwise not be small enough.
 
     Returns:
       A `Rule` without state. With nobody alive the result is NaN and the weights are 0.
@@ -39,25 +43,28 @@ def weighted(
     def apply(key: Key | None, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
         del key
         weights = jnp.where(alive, weigh(measure(columns, axis, alive), alive), 0.0)
-        return weighted_sum(weights, columns, alive), weights
+        reach = largest_square_root(columns, axis) if bounded else None
+        return weighted_sum(weights, columns, alive, reach), weights
 
     return stateless(apply)
 
 
-def weighted_sum(weights: Array, columns: Array, alive: Array) -> Array:
+def weighted_sum(weights: Array, columns: Array, alive: Array, reach: float | None = None) -> Array:
     """Sum the live rows, each times its weight, in float32 or wider.
 
     Args:
       weights: `[n]`.
       columns: `[n, m]`; a dead row may hold anything.
       alive: `[n]`.
+      reach: values beyond it count as if they lay there; None for any value.
 
     Returns:
       `[m]`, with the columns' dtype; NaN where nobody is alive.
     """
-    dtype = weights.dtype
-    rows = [jnp.where(alive[i], columns[i].astype(dtype), 0.0) * weights[i] for i in range(columns.shape[0])]
-    return jnp.where(jnp.any(alive), total(rows), jnp.nan).astype(columns.dtype)
+    rows = [jnp.where(alive[i], columns[i].astype(weights.dtype), 0.0) for i in range(columns.shape[0])]
+    rows = rows if reach is None else [jnp.clip(row, -reach, reach) for row in rows]
+    summed = total([row * weights[i] for i, row in enumerate(rows)])
+    return jnp.where(jnp.any(alive), summed, jnp.nan).astype(columns.dtype)
 
 
 def require(workers: int, least: int, rule: str, condition: str, faulty: int) -> None:
