@@ -27,7 +27,7 @@ from jaxrobust import (
     train,
     zeroth_order,
 )
-from jaxrobust.aggregation import codecs, rules
+from jaxrobust.aggregation import attackers, codecs, rules
 from jaxrobust.train.step import keys_of_run
 from jaxrobust.typing import backprop
 
@@ -64,9 +64,11 @@ def reduction(axes, name):
     return {
         "mean": lambda: aggregation.exact_mean(axes),
         "qsgd x mean": lambda: aggregation.all_reduce(axes, codec=codecs.qsgd(4, 64), key=key),
-        "qsgd x median": lambda: aggregation.all_reduce(axes, codec=codecs.qsgd(3, 64), rule=rules.median(), key=key),
+        "qsgd_inf x median": lambda: aggregation.all_reduce(
+            axes, codec=codecs.qsgd_inf(4, 64), rule=rules.median(), key=key
+        ),
         "hostile median": lambda: aggregation.hostile(
-            aggregation.all_reduce(axes, rule=rules.median()), aggregation.sign_flip(10.0), faulty=1
+            aggregation.all_reduce(axes, rule=rules.median()), attackers.sign_flip(10.0), faulty=1
         ),
     }[name]()
 
@@ -94,7 +96,7 @@ MEMBERS = {
         "coordinate": lambda: zeroth_order.coordinate(smoothing=1e-2),
         "random directions": lambda: zeroth_order.random_directions(directions=5),
     },
-    "reduce": {name: name for name in ("mean", "qsgd x mean", "qsgd x median", "hostile median")},
+    "reduce": {name: name for name in ("mean", "qsgd x mean", "qsgd_inf x median", "hostile median")},
     "optimizer": {
         "sgd": lambda: optax.sgd(0.05, momentum=0.9),
         "steepest": lambda: implicit_bias.steepest_descent(geometry.linf(), 1e-5),
@@ -158,14 +160,10 @@ def check(row, experiment, fitted):
     dimension, workers = size(experiment), DEVICES * experiment.workers_per_device
     queries = {"backprop": 1, "coordinate": dimension + 1, "random directions": 6}[row["gradient"]]
     assert rows[0]["queries"] == queries * experiment.accumulation
-    buckets = -(-dimension // 64)
-    bits = {
-        "mean": 32 * dimension,
-        "hostile median": 32 * dimension,
-        "qsgd x mean": 8 * -(-dimension * 4 // 8) + 32 * buckets,
-        "qsgd x median": 8 * -(-dimension * 3 // 8) + 32 * buckets,
-    }[row["reduce"]]
-    assert rows[0]["bits"] == bits
+    width, bucket = {"mean": (32, 1), "hostile median": (32, 1)}.get(row["reduce"], (None, 64))
+    width = width or {"qsgd x mean": 4 + 32 / 64, "qsgd_inf x median": 4 + 32 / 64}[row["reduce"]]
+    columns = aggregation.columns_of(dimension, bucket, workers) if row["reduce"] != "mean" else dimension / workers
+    assert rows[0]["bits"] == pytest.approx((workers - 1) * columns * (width + 32))
     assert rows[0]["dropped"] == 0
     if row["augment"] == "noise range":
         first, _ = train.prepare_training(experiment, train.make_mesh(jax.devices()[:1])).init()
@@ -202,7 +200,7 @@ EVERYTHING = {
     "augment": "noise range",
     "objective": "trades",
     "gradient": "random directions",
-    "reduce": "qsgd x median",
+    "reduce": "qsgd_inf x median",
     "optimizer": "steepest",
     "evaluate": "pgd",
     "average": "moving",

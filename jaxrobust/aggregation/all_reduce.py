@@ -2,10 +2,16 @@ r"""All-reduce of gradients over a mapped axis: a codec says what travels, a rul
 
 .. math:: g = F(Q(g_1), \dots, Q(g_n))
 
-Each worker ravels its gradient into one float32 vector, encodes it with a key of its own, and gathers all packed
-messages; every worker decodes the same bytes and applies the same rule, so that their results are equal to the bit.
-All collectives name their axis: the same reduction runs under `jax.vmap(axis_name=...)` (workers played on one device),
-`jax.shard_map` with `check_vma=False` and `jax.pmap`, and packs the same codes.
+Each worker ravels its gradient into one float32 vector, encodes it with a key of its own, and cuts the message into n
+slices of whole buckets. By one all-to-all, worker k gets slice k of every message. It decodes them and applies the rule
+to these columns; what a rule needs of whole vectors is one sum of n x n numbers. The result's slices are encoded anew
+and gathered, and every worker decodes the same bytes, so that results are equal to the bit. A worker sends
+
+.. math:: \frac{n - 1}{n} (b_1 + b_2)
+
+bits, with b_1 and b_2 those of a whole message of the first and the second hop: as much as a ring all-reduce would, in
+packed codes. All collectives name their axis: the same reduction runs under `jax.vmap(axis_name=...)` (workers played
+on one device), `jax.shard_map` with `check_vma=False` and `jax.pmap`, and packs the same codes.
 """
 
 from collections.abc import Callable
@@ -21,6 +27,7 @@ from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.codecs.float32 import float32
 from jaxrobust.aggregation.packing import wire_bits
 from jaxrobust.aggregation.rules.mean import mean
+from jaxrobust.aggregation.suspicion import Suspicion, no_suspicion, suspect
 from jaxrobust.typing import Array, AxisName, Codec, Key, Params, PyTree, Rule, State
 
 _FLOAT32, _MEAN = float32(), mean()
@@ -32,18 +39,34 @@ class Shared(NamedTuple):
     Attributes:
       count: int32, reductions done.
       codec: the codec's levels.
-      rule: the rule's state.
-      broadcast: state `(shared, own)` of the second hop's codec, () without one.
-      bits: float32, bits of the message that one worker sends in a step.
+      broadcast: those of the second hop's codec.
+      bits: float32, bits that one worker sent in the last step, in both hops.
       dropped: int32, workers that the last step left out because their vectors were not finite.
+      suspicion: a `Suspicion`, which worker stood out, and when.
     """
 
     count: Array
     codec: State
-    rule: State
     broadcast: State
     bits: Array
     dropped: Array
+    suspicion: Suspicion
+
+
+class Own(NamedTuple):
+    """What is each worker's own.
+
+    Attributes:
+      codec: the codec's memory.
+      rule: the rule's memory of the columns that the worker joins.
+      broadcast: the memory of the second hop's codec, of the same columns.
+      length: float32, Euclidean norm of the gradient of the last step.
+    """
+
+    codec: State
+    rule: State
+    broadcast: State
+    length: Array
 
 
 class ReduceState(NamedTuple):
@@ -51,11 +74,11 @@ class ReduceState(NamedTuple):
 
     Attributes:
       shared: a `Shared`, equal by value on all workers.
-      own: the codec's memory, each worker's own.
+      own: an `Own`.
     """
 
-    shared: Shared
-    own: State
+    shared: Any
+    own: Any
 
 
 class Reduction(optax.GradientTransformationExtraArgs):
@@ -91,31 +114,36 @@ def all_reduce(
     *,
     codec: Codec = _FLOAT32,
     rule: Rule = _MEAN,
-    broadcast_codec: Codec | None = None,
+    broadcast_codec: Codec = _FLOAT32,
     key: Key | None = None,
+    workers: int | None = None,
 ) -> Reduction:
     r"""Reduce gradients over a mapped axis.
 
     .. math:: g = Q_2(F(Q(g_1), \dots, Q(g_n)))
 
-    Worker i in step t draws from `fold_in(fold_in(key, t), i)`. With the defaults it is one `pmean`.
+    Worker i in step t rounds with `fold_in(fold_in(key, t), i)`; the rule draws with number n in place of i, equal on
+    all workers, and the second hop with `fold_in(fold_in(fold_in(key, t), n + 1), i)`. With the defaults it is one
+    `pmean`.
 
     Args:
       axis_name: the mapped axis, or several with the outermost first, as `("data", "worker")` where `"worker"` is a
         `vmap` inside a `shard_map` over `"data"`.
       codec: Q, how a worker's vector travels. Where it adapts, it observes the vectors before each encoding.
-      rule: F, how the decoded vectors become one. A worker whose vector is not finite is left out. The rule's `init` is
-        told of 0 workers, for their number is known within the axis only.
-      broadcast_codec: Q_2, how the result travels back where one server computes it; None for as it is, like the
-        published runs. All workers round it alike.
-      key: equal on all workers; needed by codecs other than `float32()` and by rules that draw.
+      rule: F, how the decoded vectors become one. A worker whose vector is not finite is left out.
+      broadcast_codec: Q_2, how the result travels back. Published runs send it as it is, in 32 bits; its error is not
+        divided by n, so spend bits on it: 8 where the codec has 4.
+      key: equal on all workers; needed by codecs that round and by rules that draw.
+      workers: n, needed before the first step by what remembers columns: a rule such as `centered_clipping`, error
+        feedback in the second hop.
 
     Returns:
       A `Reduction`; its `update(gradients, state)` gives a tree like gradients, with their dtypes. The plain mean
       leaves nobody out: with one gradient that is not finite, neither is the mean.
 
     Raises:
-      ValueError: for a codec without a key.
+      ValueError: for a codec without a key, a memory of columns without the number of workers, or another number than
+        the axis has.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -126,61 +154,73 @@ def all_reduce(
       >>> reduced.tolist()
       [2.0, 2.0, 2.0]
     """
-    if key is None and (codec != _FLOAT32 or broadcast_codec not in (None, _FLOAT32)):
+    if key is None and (codec != _FLOAT32 or broadcast_codec != _FLOAT32):
         raise ValueError("key must be given for a codec that rounds, got None: pass jax.random.key(0)")
+    remembers = {"rule": rule.init(2, 2), "broadcast_codec": broadcast_codec.init(2)[1]}
+    for name, memory in remembers.items():
+        if workers is None and jax.tree.leaves(memory):
+            raise ValueError(f"workers must be given for a {name} that remembers its columns, got None")
     average = partial(_mean, axis=axis_name)
     combine = average if rule == _MEAN else partial(_median, axis=axis_name)
-    exact = codec == _FLOAT32 and rule == _MEAN and broadcast_codec in (None, _FLOAT32)
+    exact = codec == _FLOAT32 and rule == _MEAN and broadcast_codec == _FLOAT32
 
     def init(params: Params) -> ReduceState:
         dimension = sum(leaf.size for leaf in jax.tree.leaves(params))
-        levels, own = codec.init(dimension)
-        vector = jax.ShapeDtypeStruct((dimension,), jnp.float32)
-        wire, _ = jax.eval_shape(codec.encode, key, vector, (levels, own))
+        columns = columns_of(dimension, codec.bucket_size, workers) if workers else 0
+        (levels, memory), (back, memory_back) = codec.init(dimension), broadcast_codec.init(columns)
         shared = Shared(
             count=jnp.int32(0),
             codec=levels,
-            rule=rule.init(0, dimension),
-            broadcast=broadcast_codec.init(dimension) if broadcast_codec else (),
-            bits=jnp.float32(wire_bits(wire)),
+            broadcast=back,
+            bits=jnp.float32(0),
             dropped=jnp.int32(0),
+            suspicion=no_suspicion(),
         )
-        return ReduceState(shared, own)
+        return ReduceState(shared, Own(memory, rule.init(workers or 0, columns), memory_back, jnp.float32(0)))
 
     def update(
         gradients: PyTree, state: ReduceState, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, ReduceState]:
         del params, extra
+        number = axes.size(axis_name)
+        if workers not in (None, number):
+            raise ValueError(f"workers must be the {number} of the axis {axis_name}, got {workers}")
         if exact:
-            shared = state.shared._replace(count=state.shared.count + 1)
+            values = sum(leaf.size for leaf in jax.tree.leaves(gradients))
+            shared = state.shared._replace(count=state.shared.count + 1, bits=_sent(number, 32 * values, 32 * values))
             return average(gradients, state), ReduceState(shared, state.own)
-        shared = axes.common(state.shared, axis_name)
-        workers = axes.size(axis_name)
-        step_key = _folded(key, shared.count)
-        own_key, rule_key, broadcast_key = (
-            _folded(step_key, number) for number in (axes.position(axis_name), workers, workers + 1)
-        )
+        shared, own = axes.common(state.shared, axis_name), state.own
+        position, step_key = axes.position(axis_name), _folded(key, shared.count)
         vector, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients))
-        levels = codec.adapt(codec.observe(vector, (shared.codec, state.own), axis_name))
-        wire, own = codec.encode(own_key, vector, (levels, state.own))
-        rows = jax.vmap(lambda message: codec.decode(message, levels)[: vector.size])(axes.gather(wire, axis_name))
-        alive = jnp.all(jnp.isfinite(rows), axis=1)
-        column, memory, _ = rule.apply(rule_key, rows, alive, shared.rule, None)
-        broadcast = shared.broadcast
-        if broadcast_codec:
-            wire, kept = broadcast_codec.encode(broadcast_key, column, broadcast)
-            column = broadcast_codec.decode(wire, broadcast[0])[: vector.size]
-            broadcast = (broadcast[0], kept)
+
+        levels = codec.adapt(codec.observe(vector, (shared.codec, own.codec), axis_name))
+        message, memory = codec.encode(_folded(step_key, position), vector, (levels, own.codec))
+        slices = jax.tree.map(lambda leaf: _cut(leaf, number), message)
+        columns = jax.vmap(lambda part: codec.decode(part, levels))(axes.exchange(slices, axis_name))
+
+        broken = axes.total(jnp.sum(~jnp.isfinite(columns), axis=1, dtype=jnp.int32), axis_name)
+        alive = broken == 0
+        column, rule_memory, _ = rule.apply(_folded(step_key, number), columns, alive, own.rule, axis_name)
+
+        back = broadcast_codec.adapt(broadcast_codec.observe(column, (shared.broadcast, own.broadcast), axis_name))
+        back_key = _folded(_folded(step_key, number + 1), position)
+        answer, memory_back = broadcast_codec.encode(back_key, column, (back, own.broadcast))
+        parts = jax.vmap(lambda part: broadcast_codec.decode(part, back)[: column.size])(axes.gather(answer, axis_name))
+        joined = parts.reshape(-1)[: vector.size]
+
+        length = jnp.linalg.norm(vector)
+        stale = axes.gather(length == own.length, axis_name) & (shared.count > 0)
+        found = suspect(columns, alive, stale, shared.suspicion, shared.count, axis_name)
         shared = Shared(
             count=shared.count + 1,
             codec=levels,
-            rule=memory,
-            broadcast=broadcast,
-            bits=shared.bits,
-            dropped=jnp.int32(workers) - jnp.sum(alive, dtype=jnp.int32),
+            broadcast=back,
+            bits=_sent(number, wire_bits(slices), number * wire_bits(answer)),
+            dropped=jnp.sum(~alive, dtype=jnp.int32),
+            suspicion=found,
         )
-        reduced = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), unravel(column), gradients)
-        return reduced, ReduceState(shared, own)
+        reduced = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), unravel(joined), gradients)
+        return reduced, ReduceState(shared, Own(memory, rule_memory, memory_back, length))
 
     return Reduction(init, update, combine, axis_name, rule == _MEAN)
 
@@ -231,6 +271,35 @@ def aggregate(rule: Rule, stacked: Array, *, key: Key | None = None) -> Array:
         raise ValueError(f"stacked must be [workers, dimension], got shape {jnp.shape(stacked)}: ravel each vector")
     alive = jnp.all(jnp.isfinite(stacked), axis=1)
     return rule.apply(key, stacked, alive, rule.init(*stacked.shape), None)[0]
+
+
+def columns_of(dimension: int, bucket_size: int, workers: int) -> int:
+    """How many coordinates one of the workers joins: whole buckets.
+
+    Args:
+      dimension: of the gradient.
+      bucket_size: coordinates of a bucket.
+      workers: n.
+
+    Returns:
+      The width of a slice, padding included.
+
+    Example:
+      >>> columns_of(100, bucket_size=8, workers=4)
+      32
+    """
+    buckets = -(-dimension // bucket_size)
+    return -(-buckets // workers) * bucket_size
+
+
+def _cut(leaf: Array, parts: int) -> Array:
+    """Entries of the leading axis, padded with zeros, in parts of equal length."""
+    padded = jnp.pad(leaf, [(0, -leaf.shape[0] % parts)] + [(0, 0)] * (leaf.ndim - 1))
+    return padded.reshape(parts, -1, *leaf.shape[1:])
+
+
+def _sent(workers: int, first: int, second: int) -> Array:
+    return jnp.float32((workers - 1) / workers * (first + second))
 
 
 def _folded(key: Key | None, number: Array | int) -> Any:

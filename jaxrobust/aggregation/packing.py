@@ -1,10 +1,13 @@
-"""Bit packing: codes of 1 to 8 bits as a dense stream of bytes, the only narrow wire that every backend keeps narrow.
+"""Bit packing: codes of 1 to 8 bits as dense bytes, the only narrow wire that every backend keeps narrow.
 
-Bit i of code n is bit 8 m + j = n b + i of the stream, that is bit j of byte m: least significant first. Eight codes of
-b bits fill b bytes exactly, so that a stream is made and read in groups of eight, by shifts of 32-bit words.
+A row of codes is cut into g lanes side by side, g the fewest codes that fill whole bytes: two of 4 bits, eight of 3.
+The codes at one place of all lanes form a word of g b bits, least significant lane first, and its bytes lie in rows of
+their own: every operation runs along whole lanes, as vector units want it, and none along pairs or octets.
 XLA's own 4-bit arrays travel as bytes on some backends, and integer sums of codes wrap around, so codes are packed by
 hand and gathered, never summed.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,90 +15,104 @@ import numpy as np
 
 from jaxrobust.typing import Array, PyTree
 
-_GROUP = 8
-
 
 def pack(codes: Array, bits: int) -> Array:
-    """Codes side by side in a stream of bytes.
+    """Codes in dense bytes.
 
     Args:
-      codes: `[..., count]` unsigned integers, each below 2**bits; every row is a stream of its own.
+      codes: `[..., count]` unsigned integers, each below 2**bits; every row is packed by itself.
       bits: width of a code, 1 to 8.
 
     Returns:
-      `[..., ceil(count * bits / 8)]` uint8; the last byte is filled up with zeros.
+      `[..., packed_size(count, bits)]` uint8.
 
     Raises:
       ValueError: for a width outside 1 to 8.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> pack(jnp.array([1, 2, 3], jnp.uint8), bits=4).tolist()
-      [33, 3]
+      >>> pack(jnp.array([1, 2, 3, 4], jnp.uint8), bits=4).tolist()
+      [49, 66]
     """
     check_width(bits)
-    lanes = split(codes)
+    lanes = [(lane, place * bits) for place, lane in enumerate(split(codes, _lanes(bits)))]
     # Byte by byte: of one wide word cast to bytes, XLA on a CPU computes the whole word anew for every byte.
-    groups = jnp.stack([_octet(lanes, bits, 8 * number) for number in range(bits)], axis=-1)
-    return groups.reshape(*codes.shape[:-1], -1)[..., : -(-codes.shape[-1] * bits // 8)]
+    rows = [_byte([(lane, place - 8 * number) for lane, place in lanes]) for number in range(_lanes(bits) * bits // 8)]
+    return join(rows, len(rows) * rows[0].shape[-1])
 
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
-    """The codes that `pack` put into a stream.
+    """The codes that `pack` put into bytes.
 
     Args:
       packed: `[..., bytes]` uint8.
       bits: width of a code, 1 to 8.
-      count: how many codes to read from each row.
+      count: how many codes a row was made of.
 
     Returns:
       `[..., count]` uint8.
 
     Raises:
-      ValueError: for a width outside 1 to 8, or more codes than a row holds.
+      ValueError: for a width outside 1 to 8, or rows that are not as long as so many codes make them.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> unpack(jnp.array([33, 3], jnp.uint8), bits=4, count=3).tolist()
-      [1, 2, 3]
+      >>> unpack(jnp.array([49, 66], jnp.uint8), bits=4, count=4).tolist()
+      [1, 2, 3, 4]
     """
     check_width(bits)
-    held = packed.shape[-1]
-    if count * bits > 8 * held:
-        raise ValueError(f"count must be at most {8 * held // bits} for {held} bytes, got {count}")
-    padding = [(0, 0)] * (packed.ndim - 1) + [(0, -held % bits)]
-    groups = jnp.pad(packed, padding).reshape(*packed.shape[:-1], -1, bits).astype(jnp.uint32)
-    half = _GROUP // 2 * bits
-    halves = [_merged([(groups[..., place], 8 * place - first) for place in range(bits)]) for first in (0, half)]
-    shifts = jnp.arange(_GROUP // 2, dtype=jnp.uint32) * jnp.uint32(bits)
-    codes = (jnp.stack(halves, axis=-1)[..., None] >> shifts) & jnp.uint32(2**bits - 1)
-    return codes.astype(jnp.uint8).reshape(*packed.shape[:-1], -1)[..., :count]
+    if packed.shape[-1] != packed_size(count, bits):
+        raise ValueError(
+            f"packed must have rows of {packed_size(count, bits)} bytes for {count} codes of {bits} bits, "
+            f"got {packed.shape[-1]}"
+        )
+    rows = [(row, 8 * number) for number, row in enumerate(split(packed, _lanes(bits) * bits // 8))]
+    lanes = [_byte([(row, place - first) for row, place in rows]) for first in range(0, _lanes(bits) * bits, bits)]
+    return join([lane & jnp.uint8(2**bits - 1) for lane in lanes], count)
 
 
-def split(row: Array) -> list[Array]:
-    """Eight lanes of a row: lane i holds every eighth element from i on; a ragged end is filled up with zeros.
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that `pack` makes of a row.
+
+    Args:
+      count: codes in the row.
+      bits: width of a code, 1 to 8.
+
+    Returns:
+      `count * bits / 8` where the count fills its lanes.
+
+    Example:
+      >>> packed_size(1024, bits=3), packed_size(10, bits=4), packed_size(10, bits=3)
+      (384, 5, 6)
+    """
+    lanes = _lanes(bits)
+    return -(-count // lanes) * lanes * bits // 8
+
+
+def split(row: Array, lanes: int) -> list[Array]:
+    """Cut a row into equal lanes side by side; a ragged end is filled up with zeros.
 
     Args:
       row: `[..., count]`.
+      lanes: how many.
 
     Returns:
-      Eight arrays `[..., ceil(count / 8)]`.
+      So many arrays `[..., ceil(count / lanes)]`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> [lane.tolist() for lane in split(jnp.arange(9))][:2]
-      [[0, 8], [1, 0]]
+      >>> [lane.tolist() for lane in split(jnp.arange(5), 2)]
+      [[0, 1, 2], [3, 4, 0]]
     """
-    padding = [(0, 0)] * (row.ndim - 1) + [(0, -row.shape[-1] % _GROUP)]
-    groups = jnp.pad(row, padding).reshape(*row.shape[:-1], -1, _GROUP)
-    return [groups[..., index] for index in range(_GROUP)]
+    padded = jnp.pad(row, [(0, 0)] * (row.ndim - 1) + [(0, -row.shape[-1] % lanes)])
+    return jnp.split(padded, lanes, axis=-1)
 
 
 def join(lanes: list[Array], count: int) -> Array:
     """The row that `split` took apart.
 
     Args:
-      lanes: eight arrays `[..., ceil(count / 8)]`.
+      lanes: arrays `[..., length]`.
       count: length of the row.
 
     Returns:
@@ -103,11 +120,10 @@ def join(lanes: list[Array], count: int) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> join(split(jnp.arange(9)), 9).tolist()
-      [0, 1, 2, 3, 4, 5, 6, 7, 8]
+      >>> join(split(jnp.arange(5), 2), 5).tolist()
+      [0, 1, 2, 3, 4]
     """
-    groups = jnp.stack(lanes, axis=-1)
-    return groups.reshape(*groups.shape[:-2], -1)[..., :count]
+    return jnp.concatenate(lanes, axis=-1)[..., :count]
 
 
 def wire_bits(wire: PyTree) -> int:
@@ -133,16 +149,15 @@ def check_width(bits: int, least: int = 1) -> None:
         raise ValueError(f"bits must lie in {least} to 8, got {bits}")
 
 
-def _octet(lanes: list[Array], bits: int, first: int) -> Array:
-    """The byte of a group that begins at its bit `first`."""
-    return _merged([(lane, index * bits - first) for index, lane in enumerate(lanes)], 8).astype(jnp.uint8)
+def _lanes(bits: int) -> int:
+    return 8 // math.gcd(8, bits)
 
 
-def _merged(parts: list[tuple[Array, int]], width: int = 32) -> Array:
-    """One word of so many bits from numbers of a byte at most, each shifted to its place."""
-    word = jnp.zeros(parts[0][0].shape, jnp.uint32)
+def _byte(parts: list[tuple[Array, int]]) -> Array:
+    """One byte from bytes, each shifted to its place; what lies outside is cut off."""
+    byte = jnp.zeros(parts[0][0].shape, jnp.uint8)
     for part, place in parts:
-        if -8 < place < width:
-            wide = part.astype(jnp.uint32)
-            word |= wide << jnp.uint32(place) if place >= 0 else wide >> jnp.uint32(-place)
-    return word
+        if -8 < place < 8:
+            narrow = part.astype(jnp.uint8)
+            byte |= narrow << jnp.uint8(place) if place >= 0 else narrow >> jnp.uint8(-place)
+    return byte

@@ -37,6 +37,7 @@ from jaxrobust.train.experiment import Experiment
 from jaxrobust.train.guards import agree, lock, on_sigterm, writing
 from jaxrobust.train.manifest import check_same, describe, read_manifest, write_manifest
 from jaxrobust.train.step import (
+    SUSPICION,
     Trainer,
     TrainState,
     keys_of_run,
@@ -230,6 +231,7 @@ class _Run:
         stopping = self.stack.enter_context(on_sigterm())
         began, batches = time.perf_counter(), self._batches(step)
         self.clock, self.since = began, step
+        self.suspicions: int | None = None if step else 0
         if self._evaluation_due(step) and not any(row["step"] == step and "split" in row for row in self.rows):
             self._evaluate(experiment.evaluate, step)
         while step < experiment.steps:
@@ -283,6 +285,7 @@ class _Run:
     def _log(self, step: int, metrics: Mapping[str, Any]) -> None:
         row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         self._check_finite(row["loss"])
+        self._name_suspect({name: row.pop(name) for name in SUSPICION if name in row}, row)
         now = time.perf_counter()
         rate = (step - self.since) * self.experiment.batch_size / max(now - self.clock, 1e-9)
         self.clock, self.since = now, step
@@ -294,6 +297,16 @@ class _Run:
             robust=row.get("adversarial_accuracy"),
             images_per_second=rate,
         )
+
+    def _name_suspect(self, found: dict[str, float], row: dict[str, Any]) -> None:
+        """Say which worker stood out, where one did since the last row."""
+        times, worker, step = (int(found.get(name, 0)) for name in SUSPICION)
+        new = 0 if self.suspicions is None else times - self.suspicions
+        self.suspicions = times
+        if new > 0:
+            row.update(found)
+            steps = f"step {step + 1}" if new == 1 else f"{new} steps since the last row, at last in step {step + 1}"
+            self.bar.line(f"worker {worker} stood out in {steps}")
 
     def _check_finite(self, loss: float = math.nan) -> None:
         failed = int(self.state.failed)

@@ -23,6 +23,10 @@ from jaxrobust.train.experiment import DATA, WORKER, Experiment, is_mean
 from jaxrobust.typing import Array, AxisName, Batch, Key, Metrics, Params, PyTree, State, Stream
 
 
+SUSPICION = ("suspicions", "suspect", "suspect_step")
+"""What a reduction says of workers that stood out: how often one did, the last one's number, and in which step."""
+
+
 class TrainState(NamedTuple):
     """All that a step changes and every worker shares.
 
@@ -331,9 +335,9 @@ def _combine_state(combine: Callable, tree: State, reduction: State, axes: AxisN
 
 
 def _reported(reduction: State, axes: AxisName) -> Metrics:
-    """What a reduction counts and shares: bits sent by a worker in a step, workers left out."""
+    """What a reduction counts and shares: bits sent by a worker in a step, workers left out, who stood out and when."""
     found = {}
-    for name in ("bits", "dropped"):
+    for name in ("bits", "dropped", *SUSPICION):
         values = [value for _, value in optax.tree_utils.tree_get_all_with_path(reduction, name)]
         if values:
             # Equal on all workers; their largest is one value for the whole step.

@@ -61,7 +61,12 @@ def run_nested(**options):
     return jax.jit(mapped)(gradients(), state)
 
 
-RUNS = {"vmap": run_vmap, "shard_map": run_shard_map, "nested": run_nested}
+def run_pmap(**options):
+    reduce, state = make("data", **options)
+    return jax.pmap(reduce.update, axis_name="data")(gradients(), state)
+
+
+RUNS = {"vmap": run_vmap, "shard_map": run_shard_map, "nested": run_nested, "pmap": run_pmap}
 
 
 def vector_of(tree, worker=0):
@@ -97,7 +102,8 @@ def test_same_codes_and_order_under_every_axis(run, rule):
     for worker in range(1, WORKERS):
         np.testing.assert_array_equal(vector_of(reduced, worker), vector_of(reduced))
     assert state.shared.count.tolist() == [1] * WORKERS
-    assert state.shared.bits.tolist() == [8 * 8 + 3 * 32] * WORKERS
+    # Three buckets filled up to eight, of 24 and 32 bits; a result of eight slices of eight coordinates.
+    assert state.shared.bits.tolist() == [7 / 8 * 8 * (24 + 32 + 8 * 32)] * WORKERS
 
 
 def test_another_order_of_workers_would_be_caught():
@@ -134,14 +140,22 @@ def test_exact_mean_is_one_pmean_of_each_leaf():
     assert all_reduce("data", codec=QSGD, key=KEY).averages
 
 
-def test_only_the_packed_message_is_gathered():
-    found, state = traced(codec=QSGD, rule=rules.median())
-    gathered = [aval for name, avals in found if name.startswith("all_gather") for aval in avals]
-    assert {aval.dtype.name for aval in gathered} == {"uint8", "float32"}
-    assert sum(aval.size * aval.dtype.itemsize * 8 for aval in gathered) == state.shared.bits
-    # The uncoded reduction sends 32 bits a coordinate, and says so.
-    _, plain = traced(rule=rules.median())
-    assert plain.shared.bits == 32 * 19
+def test_only_packed_messages_travel():
+    found, _ = traced(codec=QSGD, broadcast_codec=QSGD, rule=rules.median())
+    by_kind = {
+        word: [aval for name, avals in found if name.startswith(word) for aval in avals if aval.dtype != bool]
+        for word in ("all_to_all", "all_gather", "psum")
+    }
+    for word in ("all_to_all", "all_gather"):
+        assert {aval.dtype.name for aval in by_kind[word]} == {"uint8", "float32"}
+    # One of eight buckets of three bytes and a scale each: out it goes as eight, back as one.
+    sizes = {word: sum(aval.size * aval.dtype.itemsize for aval in avals) for word, avals in by_kind.items()}
+    assert sizes["all_to_all"] == 8 * (3 + 4)
+    assert sizes["all_gather"] == 3 + 4
+    assert all(aval.size <= WORKERS for aval in by_kind["psum"])
+    # The control: without codes whole vectors travel.
+    plain, _ = traced(rule=rules.median())
+    assert max(aval.size for name, avals in plain if name == "all_to_all" for aval in avals) == 24
 
 
 def test_a_worker_that_is_not_finite_is_left_out_and_counted():
@@ -206,7 +220,7 @@ def counting() -> Rule:
 
 
 def test_memories_are_each_workers_own_and_the_rest_is_shared():
-    reduce = all_reduce("data", codec=remembering(), rule=counting(), key=KEY)
+    reduce = all_reduce("data", codec=remembering(), rule=counting(), key=KEY, workers=WORKERS)
     rows = gradients()["b"]
     state = stacked(reduce.init(rows[0]))
     # One result for all workers, and known to be one: `out_axes=None` would fail otherwise.
@@ -215,22 +229,34 @@ def test_memories_are_each_workers_own_and_the_rest_is_shared():
     level = float(jnp.max(jnp.abs(rows))) / 4
     np.testing.assert_allclose(state.shared.codec, [level] * WORKERS, rtol=1e-6)
     memory = rows - level * jnp.round(rows / level)
-    np.testing.assert_allclose(state.own, memory, atol=1e-5)
-    assert len(np.unique(np.asarray(state.own), axis=0)) == WORKERS
+    np.testing.assert_allclose(state.own.codec, memory, atol=1e-5)
+    assert len(np.unique(np.asarray(state.own.codec), axis=0)) == WORKERS
     second, state = step(rows, state)
     expected = 2 * (level * jnp.round((rows + memory) / level)).mean(0)
     np.testing.assert_allclose(second, expected, rtol=1e-5, atol=1e-5)
     assert not np.allclose(second, first)
-    assert state.shared.rule.tolist() == [3.0] * WORKERS
+    assert state.own.rule.tolist() == [3.0] * WORKERS
 
 
-def test_second_hop_is_rounded_alike_by_all():
+def test_second_hop_is_rounded_slice_by_slice_and_read_alike():
     reduced, _ = run_shard_map(rule=rules.median(), broadcast_codec=QSGD)
-    plain = by_hand(codecs.float32(), rules.median())
-    wire, _ = QSGD.encode(jax.random.fold_in(jax.random.fold_in(KEY, 0), WORKERS + 1), plain, QSGD.init(plain.size))
-    np.testing.assert_allclose(vector_of(reduced), QSGD.decode(wire, ())[: plain.size], rtol=1e-5)
+    plain = np.pad(by_hand(codecs.float32(), rules.median()), (0, 5)).reshape(WORKERS, 3)
+    step_key, parts = jax.random.fold_in(KEY, 0), []
+    for worker, column in enumerate(plain):
+        key = jax.random.fold_in(jax.random.fold_in(step_key, WORKERS + 1), worker)
+        wire, _ = QSGD.encode(key, column, QSGD.init(3))
+        parts.append(QSGD.decode(wire, ())[:3])
+    np.testing.assert_allclose(vector_of(reduced), np.concatenate(parts)[:19], rtol=1e-5)
     np.testing.assert_array_equal(vector_of(reduced, 5), vector_of(reduced))
-    assert not np.allclose(vector_of(reduced), plain, rtol=1e-2)
+    assert not np.allclose(vector_of(reduced), plain.reshape(-1)[:19], rtol=1e-2)
+
+
+def test_the_number_of_workers_is_asked_for_where_columns_are_remembered():
+    with pytest.raises(ValueError, match="workers must be given for a rule that remembers its columns, got None"):
+        all_reduce("data", rule=counting())
+    reduce = all_reduce("data", rule=counting(), workers=5)
+    with pytest.raises(ValueError, match="workers must be the 8 of the axis data, got 5"):
+        jax.vmap(reduce.update, (0, None), axis_name="data")(jnp.zeros(8), reduce.init(jnp.zeros(())))
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -1e30])

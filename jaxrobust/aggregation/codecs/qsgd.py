@@ -39,7 +39,7 @@ def qsgd(bits: int = 4, bucket_size: int = 8192, zero_level: bool = True) -> Cod
       >>> codec = qsgd(bits=3, bucket_size=4)
       >>> wire, _ = codec.encode(jax.random.key(0), jnp.array([0.0, -2.0, 0.0, 0.0]), codec.init(4))
       >>> codec.decode(wire, ()).tolist(), wire.codes.shape
-      ([0.0, -2.0, 0.0, 0.0], (1, 2))
+      ([0.0, -2.0, 0.0, 0.0], (1, 3))
 
     Reference: Alistarh, Grubic, Li, Tomioka and Vojnovic, "QSGD: Communication-Efficient SGD via Gradient Quantization
     and Encoding", https://arxiv.org/abs/1610.02132, 2017 (section 3.1).

@@ -27,7 +27,7 @@ class Quantized(NamedTuple):
     """A vector on the wire.
 
     Attributes:
-      codes: `[buckets, ceil(bucket_size * bits / 8)]` uint8, packed.
+      codes: `[buckets, packed_size(bucket_size, bits)]` uint8.
       scale: `[buckets]` float32, the buckets' norms.
     """
 
@@ -60,7 +60,7 @@ def quantize(
     """
     buckets = bucketed(x, bucket_size)
     scale = norms(buckets, exponent)
-    lanes = split(normalized(buckets, scale))
+    lanes = split(normalized(buckets, scale), 8)
     draws = uniform_lanes(key, *lanes[0].shape)
     codes = join([rounding(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
     return Quantized(pack(codes, bits), scale)

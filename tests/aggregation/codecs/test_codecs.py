@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import geometry
-from jaxrobust.aggregation import codecs, wire_bits
+from jaxrobust.aggregation import codecs, packed_size, wire_bits
 from jaxrobust.aggregation.codecs import levels, quantization
 from jaxrobust.typing import Codec
 
@@ -97,7 +97,7 @@ def test_message_is_as_small_as_stated_and_cut_in_buckets(name, dimension):
     decoded = jax.eval_shape(codec.decode, wire, state[0])
     buckets, size = -(-dimension // codec.bucket_size), codec.bucket_size
     scales = 32 if name in PACKED else 0
-    assert wire_bits(wire) == buckets * (8 * -(-size * bits // 8) + scales)
+    assert wire_bits(wire) == buckets * (8 * packed_size(size, bits) + scales)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(wire)} == {buckets}
     assert (decoded.dtype, decoded.shape) == (jnp.float32, (buckets * size,))
     assert jax.tree.structure(own) == jax.tree.structure(state[1])

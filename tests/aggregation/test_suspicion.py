@@ -1,0 +1,124 @@
+"""Who stands out: faults are named, noise is not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust.aggregation import all_reduce, attackers, codecs, hostile, rules
+from jaxrobust.aggregation.suspicion import no_suspicion, suspect
+
+WORKERS, DIMENSION, FAULTY = 8, 500, 3
+
+
+def gradients(key, spread=1.0):
+    """Around a common mean, with tails and layers of other sizes; workers' batches differ in noise too."""
+    mean_key, noise_key, size_key = jax.random.split(key, 3)
+    layers = jnp.exp(jnp.linspace(-3, 1, DIMENSION))
+    sizes = jnp.exp(0.2 * spread * jax.random.normal(size_key, (WORKERS, 1)))
+    noise = jax.random.t(noise_key, 5.0, (WORKERS, DIMENSION))
+    return 1e-2 * layers * (jax.random.normal(mean_key, (DIMENSION,)) + 2 * sizes * noise)
+
+
+def looked_at(rows, before, step):
+    none = jnp.zeros(WORKERS, bool)
+    return suspect(rows, jnp.all(jnp.isfinite(rows), 1), none, before, step, None)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def watched(steps, key):
+    """Suspicions in clean steps."""
+
+    def step(state, number):
+        return looked_at(gradients(jax.random.fold_in(key, number)), state, number), None
+
+    return jax.lax.scan(step, no_suspicion(), jnp.arange(steps))[0]
+
+
+def test_at_most_one_false_alarm_in_a_thousand_clean_steps():
+    state = watched(1000, jax.random.key(0))
+    assert state.suspicions <= 1
+    # It knows the usual spread by now.
+    assert 0 < state.spread < 0.25
+
+
+FAULTS = {
+    "garbage": lambda key, row: 10 * jax.random.normal(key, row.shape),
+    "flipped bit": lambda key, row: flip(key, row),
+    "constant": lambda key, row: jnp.ones_like(row),
+    "infinite": lambda key, row: row.at[7].set(jnp.inf),
+    "overflowing": lambda key, row: jnp.full_like(row, 1e30),
+}
+
+
+def flip(key, row):
+    """The highest bit of the exponent of one coordinate."""
+    place = jax.random.randint(key, (), 0, row.size)
+    word = jax.lax.bitcast_convert_type(row[place], jnp.uint32) ^ jnp.uint32(1 << 30)
+    return row.at[place].set(jax.lax.bitcast_convert_type(word, jnp.float32))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_faulty_worker_is_named_at_once_and_after_long_watching(fault):
+    @jax.jit
+    def drill(key, before):
+        rows = gradients(key)
+        worker = jax.random.randint(key, (), 0, WORKERS)
+        found = looked_at(rows.at[worker].set(FAULTS[fault](key, rows[worker])), before, jnp.int32(5))
+        return (found.suspect == worker) & (found.suspect_step == 5)
+
+    for before in (no_suspicion(), watched(100, jax.random.key(1))):
+        named = jax.vmap(lambda key, b=before: drill(key, b))(jax.random.split(jax.random.key(2), 200))
+        assert np.mean(named) >= 0.95
+
+
+def test_a_usual_worker_is_not_named():
+    """The control: the same drill with a worker's own gradient names nobody."""
+    rows = jax.vmap(gradients)(jax.random.split(jax.random.key(2), 200))
+    found = jax.vmap(lambda r: looked_at(r, no_suspicion(), jnp.int32(5)))(rows)
+    assert np.mean(np.asarray(found.suspect) == -1) >= 0.99
+    assert found.suspicions.sum() <= 1
+
+
+def run(reduce, rows):
+    state = reduce.init(rows[0, 0])
+    state = state._replace(own=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (WORKERS, *leaf.shape)), state.own))
+    along = type(state)(None, 0)
+
+    def step(state, row):
+        reduced, state = jax.vmap(reduce.update, (0, along), (None, along), axis_name="data")(row, state)
+        return state, reduced
+
+    return jax.jit(lambda s: jax.lax.scan(step, s, rows))(state)
+
+
+@pytest.mark.parametrize("rule", [rules.mean(), rules.median(), rules.krum(faulty=1)])
+def test_a_reduction_says_who_and_when(rule):
+    rows = jax.vmap(gradients)(jax.random.split(jax.random.key(4), 20))
+    reduce = all_reduce("data", codec=codecs.qsgd_inf(8, 64), rule=rule, key=jax.random.key(0))
+    state, _ = run(reduce, rows)
+    assert int(state.shared.suspicion.suspect) == -1
+    lagging = rows.at[12:15, FAULTY].set(rows[11, FAULTY])
+    state, _ = run(reduce, lagging)
+    found = state.shared.suspicion
+    # As long as in the step before, to the bit: three times.
+    assert (int(found.suspect), int(found.suspect_step), int(found.suspicions)) == (FAULTY, 14, 3)
+    loud = rows.at[9, FAULTY].mul(1e4)
+    state, _ = run(reduce, loud)
+    found = state.shared.suspicion
+    assert (int(found.suspect), int(found.suspect_step), int(found.suspicions)) == (FAULTY, 9, 1)
+
+
+def test_a_hostile_worker_is_named():
+    rows = jax.vmap(gradients)(jax.random.split(jax.random.key(4), 5))
+    reduce = hostile(all_reduce("data", rule=rules.median()), attackers.sign_flip(100.0), faulty=1)
+    state, _ = run(reduce, rows)
+    assert int(state.shared.suspicion.suspect) == 0
+
+
+def test_where_all_repeat_themselves_nobody_lags():
+    same = jnp.broadcast_to(gradients(jax.random.key(0)), (4, WORKERS, DIMENSION))
+    state, _ = run(all_reduce("data", rule=rules.median()), same)
+    assert int(state.shared.suspicion.suspicions) == 0
