@@ -15,7 +15,6 @@ from jax.flatten_util import ravel_pytree
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.all_reduce import ReduceState, Reduction
 from jaxrobust.aggregation.attackers.attacker import Attacker
-from jaxrobust.aggregation.attackers.sign_flip import sign_flip as sign_flip
 from jaxrobust.typing import Key, Params, PyTree, State
 
 
