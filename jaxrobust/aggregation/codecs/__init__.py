@@ -1,8 +1,28 @@
 """Codecs: how a vector travels."""
 
+from jaxrobust.aggregation.codecs.adaptive import Adapted as Adapted
+from jaxrobust.aggregation.codecs.adaptive import Statistics as Statistics
+from jaxrobust.aggregation.codecs.adaptive import alq as alq
+from jaxrobust.aggregation.codecs.adaptive import alq_normalized as alq_normalized
+from jaxrobust.aggregation.codecs.adaptive import amq as amq
+from jaxrobust.aggregation.codecs.adaptive import amq_normalized as amq_normalized
+from jaxrobust.aggregation.codecs.adaptive import steps as steps
 from jaxrobust.aggregation.codecs.bfloat16 import bfloat16 as bfloat16
+from jaxrobust.aggregation.codecs.code_length import elias_omega_length as elias_omega_length
+from jaxrobust.aggregation.codecs.code_length import entropy as entropy
+from jaxrobust.aggregation.codecs.code_length import huffman_bits as huffman_bits
+from jaxrobust.aggregation.codecs.code_length import huffman_lengths as huffman_lengths
+from jaxrobust.aggregation.codecs.code_length import symbol_counts as symbol_counts
 from jaxrobust.aggregation.codecs.error_feedback import error_feedback as error_feedback
 from jaxrobust.aggregation.codecs.float32 import float32 as float32
+from jaxrobust.aggregation.codecs.level_fitting import alq_levels as alq_levels
+from jaxrobust.aggregation.codecs.level_fitting import amq_multiplier as amq_multiplier
+from jaxrobust.aggregation.codecs.level_fitting import expected_variance as expected_variance
+from jaxrobust.aggregation.codecs.levels import Levels as Levels
+from jaxrobust.aggregation.codecs.levels import arbitrary as arbitrary
+from jaxrobust.aggregation.codecs.levels import exponential as exponential
+from jaxrobust.aggregation.codecs.levels import powers as powers
+from jaxrobust.aggregation.codecs.levels import uniform as uniform
 from jaxrobust.aggregation.codecs.nuqsgd import nuqsgd as nuqsgd
 from jaxrobust.aggregation.codecs.qsgd import qsgd as qsgd
 from jaxrobust.aggregation.codecs.qsgd import qsgd_inf as qsgd_inf
@@ -10,5 +30,7 @@ from jaxrobust.aggregation.codecs.quantization import Quantized as Quantized
 from jaxrobust.aggregation.codecs.sign import sign as sign
 from jaxrobust.aggregation.codecs.stateless import stateless as stateless
 from jaxrobust.aggregation.codecs.ternary import ternary as ternary
+from jaxrobust.aggregation.codecs.truncated_normals import TruncatedNormals as TruncatedNormals
+from jaxrobust.aggregation.codecs.truncated_normals import fit as fit
 from jaxrobust.aggregation.codecs.variance import rounding_variance as rounding_variance
 from jaxrobust.aggregation.codecs.variance import variance_bound as variance_bound
