@@ -49,16 +49,17 @@ def bucketing(rule: Rule, *, size: int = 2) -> Rule:
             raise ValueError("bucketing draws its groups: key must be given, got None")
         own, inner = jax.random.split(key)
         order = jax.random.permutation(own, alive.shape[0])
-        mixing = groups(order, alive, size).astype(wide(columns[:0]).dtype)
+        mixing = groups(order, alive, size, wide(columns[:0]).dtype)
         live = jnp.any(mixing > 0, axis=1)
         return joined_mixtures(rule, mixing, inner, columns, alive, live, state, axis)
 
     return Rule(init, apply)
 
 
-def groups(order: Array, alive: Array, size: int) -> Array:
+def groups(order: Array, alive: Array, size: int, dtype: jnp.dtype) -> Array:
     """The share of each worker in each group, `[ceil(n / size), n]`: groups follow the order `[n]`, the dead have 0."""
     workers = order.shape[0]
     group = jnp.zeros(workers, jnp.int32).at[order].set(jnp.arange(workers, dtype=jnp.int32) // size)
     members = (group == jnp.arange(-(-workers // size), dtype=jnp.int32)[:, None]) & alive
-    return members / jnp.maximum(jnp.sum(members, axis=1, keepdims=True), 1)
+    shares = members.astype(dtype)
+    return shares / jnp.maximum(jnp.sum(shares, axis=1, keepdims=True), 1.0)

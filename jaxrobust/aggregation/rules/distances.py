@@ -137,7 +137,7 @@ def distances(columns: Array, p: float = 2.0, axis: AxisName | None = None, aliv
       alive: `[n]`; distances to a worker that is not alive have no meaning. None for all.
 
     Returns:
-      `[n, n]`, float32 or wider; infinite where a distance is too large to be written.
+      `[n, n]`, float32 or wider. Differences of more than the root of the largest number count as that large.
 
     Raises:
       ValueError: for p below 1.
@@ -151,7 +151,8 @@ def distances(columns: Array, p: float = 2.0, axis: AxisName | None = None, aliv
     if not p >= 1:
         raise ValueError(f"p must be at least 1, got {p}")
     rows = wide(columns) if alive is None else jnp.where(alive[:, None], wide(columns), 0.0)
-    largest = float(jnp.finfo(rows.dtype).max)
+    # One over the largest number is 0 where small numbers are flushed; one over its root is not.
+    largest = float(jnp.finfo(rows.dtype).max) ** 0.5
 
     def apart(row: Array) -> Array:
         return jnp.minimum(jnp.abs(rows - row), largest)

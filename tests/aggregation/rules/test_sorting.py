@@ -1,0 +1,56 @@
+"""Networks that sort, for every number of rows."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust.aggregation.rules.sorting import by_halves, comparators, middle, sort_rows
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_zeros_and_ones_are_sorted(count):
+    """What sorts all rows of zeros and ones sorts everything."""
+    inputs = np.array(list(itertools.product((0.0, 1.0), repeat=count))).T
+
+    def ran(pairs):
+        rows = inputs.copy()
+        for low, high in pairs:
+            rows[low], rows[high] = np.minimum(rows[low], rows[high]), np.maximum(rows[low], rows[high])
+        return rows
+
+    pairs = comparators(count)
+    np.testing.assert_array_equal(ran(pairs), np.sort(inputs, axis=0))
+    if pairs:  # One pair less, and something is out of order.
+        assert not np.array_equal(ran(pairs[:-1]), np.sort(inputs, axis=0))
+
+
+def test_as_many_comparators_as_batcher_needs():
+    assert [len(comparators(count)) for count in (2, 4, 8, 16, 32)] == [1, 5, 19, 63, 191]
+
+
+def test_rows_are_sorted():
+    rows = jax.random.normal(jax.random.key(0), (21, 4))
+    np.testing.assert_array_equal(jnp.stack(jax.jit(sort_rows)(list(rows))), np.sort(rows, axis=0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+def test_middle_of_any_living(count):
+    rows = np.asarray(jax.random.normal(jax.random.key(count), (count, 3)))
+    found = jax.jit(middle)
+    for alive in itertools.product((False, True), repeat=count):
+        if any(alive):
+            low, high = found(np.where(np.array(alive)[:, None], rows, np.nan), jnp.array(alive))
+            ordered = np.sort(rows[list(alive)], axis=0)
+            np.testing.assert_array_equal(low, ordered[(sum(alive) - 1) // 2])
+            np.testing.assert_array_equal(high, ordered[sum(alive) // 2])
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8])
+def test_halves_make_a_whole(width):
+    rows = jnp.arange(3.0 * width).reshape(3, width)
+    total, first = by_halves(lambda half: (jnp.sum(half, 0), half[0]), rows)
+    np.testing.assert_array_equal(total, jnp.sum(rows, 0))
+    np.testing.assert_array_equal(first, rows[0])
