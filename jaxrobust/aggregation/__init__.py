@@ -14,6 +14,7 @@ from jaxrobust.aggregation.all_reduce import columns_of as columns_of
 from jaxrobust.aggregation.all_reduce import exact_mean as exact_mean
 from jaxrobust.aggregation.hierarchical import hierarchical as hierarchical
 from jaxrobust.aggregation.hostile import hostile as hostile
+from jaxrobust.aggregation.joined_value import joined_value as joined_value
 from jaxrobust.aggregation.packing import pack as pack
 from jaxrobust.aggregation.packing import packed_size as packed_size
 from jaxrobust.aggregation.packing import unpack as unpack

@@ -19,9 +19,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrobust.aggregation import joined_value
 from jaxrobust.train.experiment import DATA, WORKER, Experiment, is_mean
 from jaxrobust.typing import Array, AxisName, Batch, Key, Metrics, Params, PyTree, State, Stream
-
 
 SUSPICION = ("suspicions", "suspect", "suspect_step")
 """What a reduction says of workers that stood out: how often one did, the last one's number, and in which step."""
@@ -255,9 +255,11 @@ def _worker_step(
     combine = getattr(experiment.reduction, "combine", None) or partial(_mean, axis=axes)
     metrics, model_state = combine(metrics, reduction), _combine_state(combine, model_state, reduction, axes)
 
-    def value_fn(params: Params) -> Array:
+    def own_value(params: Params) -> Array:
         losses = jax.lax.map(lambda item: jnp.mean(values(item[0], state.model, item[1])(params)[0]), (parts, prepared))
-        return combine({"loss": jnp.mean(losses)}, reduction)["loss"]
+        return jnp.mean(losses)
+
+    value_fn = joined_value(own_value, lambda tree: combine(tree, reduction))
 
     update = experiment.optimizer.update
     extra = _accepted(update, {"value": metrics["loss"], "grad": reduced, "value_fn": value_fn})

@@ -34,6 +34,7 @@ CHAINS = {
         optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=8)
     ),
     "lbfgs": lambda: optax.lbfgs(memory_size=3, linesearch=optax.scale_by_backtracking_linesearch(8)),
+    "zoom": lambda: optax.lbfgs(memory_size=3),
     "steepest": lambda: implicit_bias.steepest_descent(geometry.l2(), 0.1),
     "zeroth_order": lambda: optax.chain(
         zeroth_order.as_transform(zeroth_order.random_directions(directions=4), jax.random.key(0)), optax.sgd(0.01)
@@ -52,6 +53,10 @@ def trained(experiment, chain, steps=6):
         history.append(jax.device_get(state.params["model"]))
     assert np.isfinite(metrics["loss"])
     assert int(state.failed) == -1
+    for leaf in jax.tree.leaves(state.params):
+        # What is said to be the same on all devices is so, to the bit.
+        first, second = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        np.testing.assert_array_equal(first, second)
     return state, history
 
 
