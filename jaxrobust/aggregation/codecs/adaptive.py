@@ -4,7 +4,7 @@ r"""ALQ and AMQ: levels that follow the distribution of the gradients, moved ali
 
 F_n is a normal distribution truncated to [-1, 1], fitted to normalized coordinates. What a worker knows of them are
 sums over components: blocks of coordinates whose deviations are alike share one, so that the statistics stay as small
-as their number, whatever the dimension. They are added up over the axis on the steps that a schedule asks for; every
+as their number, whatever the dimension. They are gathered over the axis on the steps that a schedule asks for; every
 worker then computes the same levels from the same sums. Each worker's weights are scaled to a sum of one first: a
 hostile worker bends the levels by its share at most, and one with vectors that are not finite not at all.
 
@@ -48,6 +48,8 @@ Schedule: TypeAlias = Callable[[Array], Array]
 """`(step) -> bool`: whether levels move at this step, int32 from 0 on."""
 
 _LINF, _FINEST = linf(), -24.0
+# Levels keep so many bits: what a compiler's order of summation changes lies far below, and is rounded away.
+_PRECISION = 10
 
 
 class Adapted(NamedTuple):
@@ -346,7 +348,8 @@ def _adaptive(
 
         def gather() -> Array:
             own = _sums(x, bucket_size, block, components, norm_power, exponent)
-            return shared.sums + jax.lax.psum(own, axes.names(axis))
+            # Gathered, and not summed by the network: workers are added up in one order on every kind of mesh.
+            return shared.sums + jnp.sum(axes.gather(own, axis), axis=0)
 
         return shared._replace(sums=jax.lax.cond(asked, gather, lambda: shared.sums))
 
@@ -355,7 +358,8 @@ def _adaptive(
 
         def move() -> tuple[Array, Array]:
             # Without statistics (gradients of zeros, or none finite) there is nothing to follow.
-            return jnp.where(jnp.sum(sums[0]) > 0, fitted(mixture(sums)), levels), jnp.zeros_like(sums)
+            moved = jax.lax.reduce_precision(fitted(mixture(sums)), exponent_bits=8, mantissa_bits=_PRECISION)
+            return jnp.where(jnp.sum(sums[0]) > 0, moved, levels), jnp.zeros_like(sums)
 
         levels, sums = jax.lax.cond(schedule(count), move, lambda: (levels, sums))
         return Adapted(levels, sums, count + 1)

@@ -20,8 +20,6 @@ from jaxrobust.aggregation.codecs.truncated_normals import TruncatedNormals, mom
 from jaxrobust.aggregation.packing import check_width
 from jaxrobust.typing import Array
 
-_GOLDEN = (5**0.5 - 1) / 2
-
 
 def expected_variance(levels: Array, distribution: TruncatedNormals) -> Array:
     r"""Variance of rounding a number drawn from a distribution.
@@ -98,21 +96,20 @@ def alq_levels(
 
 
 def amq_multiplier(
-    distribution: TruncatedNormals, bits: int, *, zero_level: bool = False, candidates: int = 64, steps: int = 40
+    distribution: TruncatedNormals, bits: int, *, zero_level: bool = False, candidates: int = 64
 ) -> Array:
     r"""The number whose powers are levels of least variance.
 
     .. math:: \min_{0 < p < 1} \Psi(\{\pm p^s, \dots, \pm p, \pm 1\})
 
-    Candidates between 2^-20 and 1, equally spaced in their logarithms, find the valley of the global minimum; the
-    golden section finds its bottom.
+    Candidates between 2^-20 and 1, equally spaced in their logarithms, find the valley of the global minimum; bisection
+    of the derivative finds its bottom.
 
     Args:
       distribution: F, of the type that p will have.
       bits: b, width of a code, 2 to 8.
       zero_level: whether zero is a level too.
       candidates: how many.
-      steps: of the golden section; each shrinks the range by 0.62.
 
     Returns:
       p, a scalar.
@@ -134,14 +131,16 @@ def amq_multiplier(
     grid = -20 * jnp.arange(candidates, 0, -1, dtype=distribution.mean.dtype) / (candidates + 1)
     best = jnp.argmin(jax.vmap(loss)(grid))
     width = 20 / (candidates + 1)
+    slope = jax.grad(loss)
 
-    def shrink(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        inner = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        left = loss(inner[0]) < loss(inner[1])
-        return jnp.where(left, low, inner[0]), jnp.where(left, inner[1], high)
+        middle = (low + high) / 2
+        rising = slope(middle) > 0
+        return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
-    low, high = jax.lax.fori_loop(0, steps, shrink, (grid[best] - width, jnp.minimum(grid[best] + width, 0.0)))
+    ends = grid[best] - width, jnp.minimum(grid[best] + width, 0.0)
+    low, high = jax.lax.fori_loop(0, jnp.finfo(grid.dtype).nmant, halve, ends)
     return jnp.exp2((low + high) / 2)
 
 
