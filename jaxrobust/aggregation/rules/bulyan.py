@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.aggregation.rules.distances import gram, largest_square_root, squared_distances, summed
+from jaxrobust.aggregation.rules.distances import gram, squared_distances, squared_distances_to
 from jaxrobust.aggregation.rules.krum import nearest_sums
 from jaxrobust.aggregation.rules.meamed import around_median
-from jaxrobust.aggregation.rules.sorting import wide
 from jaxrobust.aggregation.rules.stateless import stateless
 from jaxrobust.aggregation.rules.weighted import require, require_faulty
 from jaxrobust.typing import Array, AxisName, Key, Rule
@@ -61,7 +60,7 @@ def bulyan(faulty: int, *, power: float = 2.0, selector: Rule | None = None, agg
             def scores(remaining: Array, step: Array) -> Array:
                 del step
                 column, _, _ = selector.apply(None, columns, remaining, selector.init(*columns.shape), axis)
-                return jnp.where(remaining, _squares_to(columns, alive, column, axis), jnp.inf)
+                return jnp.where(remaining, squared_distances_to(columns, column, axis, alive), jnp.inf)
 
         def select(remaining: Array, step: Array) -> tuple[Array, tuple[Array, Array]]:
             chosen = jnp.argmin(scores(remaining, step)).astype(jnp.int32)
@@ -73,10 +72,3 @@ def bulyan(faulty: int, *, power: float = 2.0, selector: Rule | None = None, agg
         return column, jnp.zeros(workers, weights.dtype).at[order].add(jnp.where(valid, weights, 0.0))
 
     return stateless(apply)
-
-
-def _squares_to(columns: Array, alive: Array, column: Array, axis: AxisName | None) -> Array:
-    """Squared distances `[n]` of the live vectors to one more."""
-    reach = largest_square_root(columns, axis)
-    apart = jnp.where(alive[:, None], jnp.clip(wide(columns) - wide(column[None]), -reach, reach), 0.0)
-    return summed(jnp.sum(apart * apart, axis=1), axis)

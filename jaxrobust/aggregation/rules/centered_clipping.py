@@ -6,8 +6,9 @@ The previous result is one more row of the Gram matrix, so the iteration runs on
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.aggregation.rules.distances import gram_with, largest_square_root
+from jaxrobust.aggregation.rules.distances import gram_with, largest_square_root, squared_distances_to
 from jaxrobust.aggregation.rules.geometric_median import squares_to
+from jaxrobust.aggregation.rules.sorting import wide
 from jaxrobust.aggregation.rules.weighted import weighted_sum
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
@@ -53,19 +54,24 @@ def centered_clipping(radius: float = 100.0, *, steps: int = 1) -> Rule:
         key: Key | None, columns: Array, alive: Array, state: State, axis: AxisName | None
     ) -> tuple[Array, State, Array]:
         del key
-        products = gram_with(columns, state, axis, alive)
         count = alive.shape[0]
-        living = jnp.maximum(jnp.sum(alive), 1).astype(products.dtype)
+        previous = state.astype(wide(columns[:0]).dtype)
+        living = jnp.maximum(jnp.sum(alive), 1).astype(previous.dtype)
+        start = jnp.zeros(count + 1, previous.dtype).at[count].set(1.0)
 
-        def move(_: Array, weights: Array) -> Array:
-            apart = jnp.sqrt(jnp.maximum(squares_to(products, weights)[:count], 0.0))
-            clipped = jnp.where(alive, jnp.minimum(1.0, radius / jnp.maximum(apart, radius)), 0.0) / living
+        def move(weights: Array, squares: Array) -> Array:
+            clipped = jnp.where(alive, radius / jnp.sqrt(jnp.maximum(squares, radius**2)), 0.0) / living
             return weights * (1.0 - jnp.sum(clipped)) + jnp.pad(clipped, (0, 1))
 
-        weights = jax.lax.fori_loop(0, steps, move, jnp.zeros(count + 1, products.dtype).at[count].set(1.0))
-        previous = state.astype(products.dtype)
+        # The first step asks only how far each vector is from the previous result: one pass, and no Gram matrix.
+        weights = move(start, squared_distances_to(columns, previous, axis, alive))
+        if steps > 1:
+            products = gram_with(columns, previous, axis, alive)
+            weights = jax.lax.fori_loop(
+                1, steps, lambda _, weights: move(weights, squares_to(products, weights)[:count]), weights
+            )
         reach = largest_square_root(columns, axis)
-        moved = weighted_sum(weights[:count], columns.astype(products.dtype), alive, reach) + weights[count] * previous
+        moved = weighted_sum(weights[:count], wide(columns), alive, reach) + weights[count] * previous
         kept = jnp.where(jnp.any(alive), moved, previous).astype(state.dtype)
         return moved.astype(columns.dtype), kept, weights[:count]
 

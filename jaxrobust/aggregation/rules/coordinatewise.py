@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.distances import summed
-from jaxrobust.aggregation.rules.sorting import by_halves, total, wide
+from jaxrobust.aggregation.rules.sorting import by_itself, total, wide
 from jaxrobust.aggregation.rules.stateless import stateless
 from jaxrobust.typing import Array, AxisName, Key, Rule
 
@@ -33,10 +34,13 @@ def coordinatewise(join: Callable[[Array, Array], tuple[Array, Array, Array]]) -
     def apply(key: Key | None, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
         del key
         rows = wide(columns)
-        column, low, high = by_halves(lambda half: join(half, alive), rows)
+        column, _, _ = joined(rows, alive)
         column = jnp.where(jnp.any(alive), column, jnp.nan).astype(columns.dtype)
+        # Where nobody reads the weights, XLA leaves out all that only they need.
+        _, low, high = by_itself(joined, alive, rows, alive)
         return column, shares(rows, alive, low, high, axis)
 
+    joined = jax.jit(join)
     return stateless(apply)
 
 
@@ -54,12 +58,12 @@ def shares(columns: Array, alive: Array, low: Array, high: Array, axis: AxisName
       `[n]`, equal everywhere; 0 for the dead.
     """
 
-    def each(rows: Array, lows: Array, highs: Array) -> tuple[Array]:
+    def each(rows: Array, low: Array, high: Array) -> tuple[Array]:
         """One over how many values were used."""
-        used = [alive[i] & (rows[i] >= lows[0]) & (rows[i] <= highs[0]) for i in range(alive.shape[0])]
+        used = [alive[i] & (rows[i] >= low) & (rows[i] <= high) for i in range(alive.shape[0])]
         return (1.0 / jnp.maximum(total([one.astype(rows.dtype) for one in used]), 1.0),)
 
-    (share,) = by_halves(each, columns, low[None], high[None])
+    (share,) = by_itself(each, alive, columns, low, high)
     used = alive[:, None] & (columns >= low) & (columns <= high)
     sums = summed(jnp.sum(jnp.where(used, share, 0.0), axis=1), axis)
     return sums / jnp.maximum(jnp.sum(sums), jnp.finfo(sums.dtype).tiny)

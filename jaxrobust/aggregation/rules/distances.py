@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation import axes
-from jaxrobust.aggregation.rules.sorting import by_halves, middle, wide
+from jaxrobust.aggregation.rules.sorting import by_itself, middle, wide
 from jaxrobust.typing import Array, AxisName
 
 
@@ -56,7 +56,7 @@ def center(columns: Array, axis: AxisName | None, alive: Array) -> tuple[Array, 
       `(centered [n, m], center [m])`, float32 or wider.
     """
     rows = wide(columns)
-    low, high = by_halves(lambda half: middle(half, alive), rows)
+    low, high = by_itself(middle, alive, rows, alive)
     middles = 0.5 * low + 0.5 * high
     reach = largest_square_root(rows, axis)
     return jnp.where(alive[:, None], jnp.clip(rows - middles, -reach, reach), 0.0), middles
@@ -88,6 +88,24 @@ def gram_with(columns: Array, other: Array, axis: AxisName | None, alive: Array)
     cross = inner_products(rows, None, last[None])
     corner = inner_products(last[None], None)
     return summed(jnp.block([[products, cross], [cross.T, corner]]), axis)
+
+
+def squared_distances_to(columns: Array, other: Array, axis: AxisName | None, alive: Array) -> Array:
+    """Squared Euclidean distances `[n]` of the workers' vectors to one more, in one pass over them; 0 for the dead.
+
+    Args:
+      columns: `[n, m]`, a slice of every worker's vector.
+      other: `[m]`, the same slice of the other vector; finite.
+      axis: the axis over which the vectors are split, None where they are whole.
+      alive: `[n]`.
+
+    Returns:
+      `[n]`, from differences cut as in `gram`.
+    """
+    reach = largest_square_root(columns, axis)
+    rows = wide(columns)
+    apart = jnp.where(alive[:, None], jnp.clip(rows - other.astype(rows.dtype), -reach, reach), 0.0)
+    return summed(jnp.sum(apart * apart, axis=1), axis)
 
 
 def norms(columns: Array, axis: AxisName | None, alive: Array) -> Array:

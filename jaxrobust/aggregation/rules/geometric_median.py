@@ -60,19 +60,21 @@ def geometric_median(*, smoothing: float = 1e-6, steps: int = 100, from_origin: 
     def weigh(products: Array, alive: Array) -> Array:
         count = alive.shape[0]
 
-        def inverse(apart: Array) -> Array:
-            weights = jnp.where(alive, 1.0 / jnp.maximum(apart[:count], smoothing), 0.0)
+        def inverse(squares: Array) -> Array:
+            # Cut before the root, whose slope at 0 is infinite.
+            apart = jnp.sqrt(jnp.maximum(squares[:count], smoothing**2))
+            weights = jnp.where(alive, 1.0 / apart, 0.0)
             weights = weights / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
             return jnp.pad(weights, (0, products.shape[0] - count))
 
         def move(_: Array, weights: Array) -> Array:
-            return inverse(jnp.sqrt(jnp.maximum(squares_to(products, weights), 0.0)))
+            return inverse(squares_to(products, weights))
 
         if from_origin:
             first = jnp.zeros(count + 1, products.dtype).at[count].set(1.0)
         else:
-            apart = jnp.sort(jnp.where(alive, jnp.sqrt(squared_distances(products)), jnp.inf), axis=1)
-            first = inverse(apart[:, jnp.sum(alive, dtype=jnp.int32) // 2])
+            ascending = jnp.sort(jnp.where(alive, squared_distances(products), jnp.inf), axis=1)
+            first = inverse(ascending[:, jnp.sum(alive, dtype=jnp.int32) // 2])
         return jax.lax.fori_loop(0, steps, move, first)[:count]
 
     return weighted(weigh, measure)

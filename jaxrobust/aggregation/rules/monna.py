@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from jaxrobust.aggregation.rules.distances import squared_distances
+from jaxrobust.aggregation.rules.distances import squared_distances_to
 from jaxrobust.aggregation.rules.krum import ranked
 from jaxrobust.aggregation.rules.weighted import require, require_faulty, weighted
-from jaxrobust.typing import Array, Rule
+from jaxrobust.typing import Array, AxisName, Rule
 
 
 def monna(faulty: int, *, trusted: int = 0) -> Rule:
@@ -40,11 +40,13 @@ def monna(faulty: int, *, trusted: int = 0) -> Rule:
     if trusted < 0:
         raise ValueError(f"trusted must be 0 or more, got {trusted}")
 
-    def weigh(products: Array, alive: Array) -> Array:
-        workers = alive.shape[0]
-        require(workers, max(2 * faulty, trusted) + 1, "monna", "n > 2f and n > trusted", faulty)
-        apart = squared_distances(products)[trusted].at[trusted].set(-1.0)
-        near = (ranked(apart, alive) < workers - faulty).astype(products.dtype)
+    def measure(columns: Array, axis: AxisName | None, alive: Array) -> Array:
+        require(alive.shape[0], max(2 * faulty, trusted) + 1, "monna", "n > 2f and n > trusted", faulty)
+        return squared_distances_to(columns, columns[trusted], axis, alive)
+
+    def weigh(squares: Array, alive: Array) -> Array:
+        apart = squares.at[trusted].set(-1.0)
+        near = (ranked(apart, alive) < alive.shape[0] - faulty).astype(squares.dtype)
         return jnp.where(alive[trusted], near / jnp.sum(near), jnp.nan)
 
-    return weighted(weigh)
+    return weighted(weigh, measure)

@@ -105,33 +105,32 @@ def middle(columns: Array, alive: Array) -> tuple[Array, Array]:
     return low, jnp.where((count - dead[-1]) % 2 == 0, next_, low)
 
 
-def by_halves(join: Callable[..., tuple[Array, ...]], *columns: Array) -> tuple[Array, ...]:
-    """Apply a function of columns to one half of them and then to the other.
+def by_itself(join: Callable[..., tuple[Array, ...]], alive: Array, *arrays: Array) -> tuple[Array, ...]:
+    """Apply a function in a loop that runs once, if anybody is alive.
 
-    The loop keeps XLA from fusing the function into what reads its result: a median that n rows are compared with
-    would be sorted out n times over.
+    XLA does not fuse across a loop whose length it cannot know. A median that n rows are compared with would else be
+    sorted out n times over, in the loop that compares them. No gradient passes.
 
     Args:
-      join: `(*columns [_, h]) -> tuple of arrays [h]`, each column by itself.
-      columns: arrays `[_, m]`, cut alike.
+      join: `(*arrays) -> tuple of arrays`.
+      alive: `[n]`; with nobody alive the result is 0.
+      arrays: what the function reads.
 
     Returns:
-      A tuple of arrays `[m]`.
+      The function's result.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> by_halves(lambda half: (half[0] + half[1],), jnp.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))[0].tolist()
-      [11.0, 22.0, 33.0]
+      >>> by_itself(lambda x: (x + 1,), jnp.array([True]), jnp.array([1.0, 2.0]))[0].tolist()
+      [2.0, 3.0]
     """
-    width = columns[0].shape[1]
-    half = (width + 1) // 2
-    starts = jnp.array([0, width - half])
-
-    def at(start: Array) -> tuple[Array, ...]:
-        return join(*(jax.lax.dynamic_slice_in_dim(array, start, half, 1) for array in columns))
-
-    halves = jax.lax.map(at, starts)
-    return tuple(jnp.concatenate([both[0], both[1][2 * half - width :]]) for both in halves)
+    arrays = jax.lax.stop_gradient(arrays)
+    turns = jnp.minimum(jnp.sum(alive, dtype=jnp.int32), 1)
+    zeros = tuple(jnp.zeros(found.shape, found.dtype) for found in jax.eval_shape(join, *arrays))
+    _, found = jax.lax.while_loop(
+        lambda carry: carry[0] < turns, lambda carry: (carry[0] + 1, join(*arrays)), (jnp.int32(0), zeros)
+    )
+    return found
 
 
 def wide(columns: Array) -> Array:

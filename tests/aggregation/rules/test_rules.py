@@ -330,6 +330,19 @@ def test_lowest_number_wins_a_tie():
     np.testing.assert_array_equal(weights, [0.5, 0, 0, 0, 0, 0.5])
 
 
+@pytest.mark.parametrize("name", ["median", "multi_krum", "geometric_median"])
+def test_gradients_pass_to_the_workers(name, rows):
+    """An attacker may climb through a rule."""
+    rule, wanted = TABLE[name].rule, np.arange(1.0, COLUMNS + 1)
+
+    def along(x):
+        return jnp.vdot(aggregate(rule, x), wanted.astype(np.float32))
+
+    gradient = jax.jit(jax.grad(along))(rows)
+    np.testing.assert_allclose(np.sum(gradient, axis=0), wanted, rtol=1e-3)
+    assert not np.allclose(gradient, wanted / WORKERS)
+
+
 def test_centered_clipping_remembers(rows):
     rule, state = rules.centered_clipping(0.5), jnp.zeros(COLUMNS)
     v = np.zeros(COLUMNS)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust.aggregation.rules.sorting import by_halves, comparators, middle, sort_rows
+from jaxrobust.aggregation.rules.sorting import by_itself, comparators, middle, sort_rows
 
 
 @pytest.mark.parametrize("count", range(1, 13))
@@ -48,9 +48,17 @@ def test_middle_of_any_living(count):
             np.testing.assert_array_equal(high, ordered[sum(alive) // 2])
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 8])
-def test_halves_make_a_whole(width):
-    rows = jnp.arange(3.0 * width).reshape(3, width)
-    total, first = by_halves(lambda half: (jnp.sum(half, 0), half[0]), rows)
-    np.testing.assert_array_equal(total, jnp.sum(rows, 0))
+def test_by_itself_is_the_function_once_or_nothing():
+    rows, calls = jnp.arange(6.0).reshape(3, 2), []
+
+    def ends(x):
+        calls.append(x)
+        return x[0], x[-1]
+
+    found = jax.jit(lambda alive: by_itself(ends, alive, rows))
+    first, last = found(jnp.array([False, True, True]))
     np.testing.assert_array_equal(first, rows[0])
+    np.testing.assert_array_equal(last, rows[-1])
+    np.testing.assert_array_equal(found(jnp.zeros(3, bool))[1], [0, 0])
+    gradient = jax.grad(lambda x: jnp.sum(by_itself(lambda x: (2 * x,), jnp.ones(1, bool), x)[0] + x))(rows)
+    np.testing.assert_array_equal(gradient, jnp.ones((3, 2)))
