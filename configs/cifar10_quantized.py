@@ -4,7 +4,7 @@ Paper: Faghri, Tabrizian, Markov, Alistarh, Roy and Ramezani-Kebrya, "Adaptive G
        SGD", NeurIPS 2020, https://arxiv.org/abs/2010.12460; and Ramezani-Kebrya, Faghri, Markov, Aksenov, Alistarh and
        Roy, "NUQSGD", JMLR 22, https://jmlr.org/papers/v22/20-255.html, 2021. Workers and bits are theirs; the network
        and the length are ours, sized for two cores.
-Command: jaxrobust train configs/cifar10_quantized.py --data-dir DIRECTORY --codec alq --bits 3
+Command: jaxrobust train configs/cifar10_quantized.py --data-dir DIRECTORY --scheme alq --bits 3
 Expected: see README.md; every scheme in one table: python tests/benchmarks/quantized_training.py DIRECTORY
 Device: two CPU cores. Time: two minutes.
 """
@@ -17,7 +17,7 @@ import optax
 from jaxrobust import aggregation, attacks, data, geometry, models, train
 from jaxrobust.aggregation import codecs
 
-CODECS = {
+SCHEMES = {
     "float32": lambda bits, size: codecs.float32(),
     "bfloat16": lambda bits, size: codecs.bfloat16(),
     "qsgd": codecs.qsgd,
@@ -40,7 +40,7 @@ ADAPTIVE = ("alq", "amq")
 def experiment(
     *,
     data_dir: str = "cifar10",
-    codec: Literal[
+    scheme: Literal[
         "float32",
         "bfloat16",
         "qsgd",
@@ -70,7 +70,7 @@ def experiment(
 
     Args:
       data_dir: directory of CIFAR-10: the binary version, or `.npz` files.
-      codec: how a gradient travels; the "published" ones have no level at zero, as in the released code.
+      scheme: how a gradient travels; the "published" ones have no level at zero, as in the released code.
       bits: width of a code, where the codec has one.
       bucket_size: coordinates that share a scale.
       adapt_every: steps between two adaptations of levels, beside those in steps 0 and 100, where the codec has any.
@@ -85,14 +85,14 @@ def experiment(
     if workers % devices:
         raise ValueError(f"workers must be a multiple of the {devices} devices, got {workers}")
     per_device = workers // devices
-    adapted = {"statistics": codecs.Statistics(codecs.steps((0, 100), adapt_every))} if codec[:3] in ADAPTIVE else {}
+    adapted = {"statistics": codecs.Statistics(codecs.steps((0, 100), adapt_every))} if scheme[:3] in ADAPTIVE else {}
     return train.Experiment(
         model=models.small_cnn(10, (48, 96), patch=2, mean=models.CIFAR10_MEAN, std=models.CIFAR10_STD),
         data=data.transformed(images.train, data.crop(4), data.flip()),
         test=images.test,
         reduce=aggregation.all_reduce(
             "data" if per_device == 1 else ("data", "worker"),
-            codec=CODECS[codec](bits, bucket_size, **adapted),
+            codec=SCHEMES[scheme](bits, bucket_size, **adapted),
             broadcast_codec=codecs.qsgd_inf(8, 1024) if both_hops else codecs.float32(),
             key=jax.random.key(seed),
         ),

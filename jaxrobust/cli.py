@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 USAGE, INTERRUPTED = 2, 130
+REDUCTION = ("codec", "rule", "faulty", "hostile", "workers")
 GEOMETRIES = ("linf", "l2", "l1", "fourier_linf", "contrast_fourier_linf")
 
 
@@ -99,13 +100,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--distributed", action="store_true", help="join the processes that a pod or a cluster announces"
     )
+    workers = train.add_argument_group("how the workers' gradients become one, in place of the configuration's way")
+    workers.add_argument("--codec", metavar="NAME[:BITS[:BUCKET]]", help="how a gradient travels: qsgd_inf:4:8192")
+    workers.add_argument("--rule", metavar="NAME", help="how n gradients become one: krum, median, mixtailor, ...")
+    workers.add_argument("--faulty", type=int, metavar="F", help="how many workers may be faulty")
+    workers.add_argument("--hostile", metavar="NAME", help="what the F faulty workers do, in a drill: sign_flip, ...")
+    workers.add_argument("--workers", type=int, metavar="N", help="on fewer devices, each plays several")
     train.set_defaults(show_help=train.print_help)
 
     evaluate = command("evaluate", _evaluate, "evaluate a run's last checkpoint on its test examples")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     evaluate.add_argument("--config", type=Path, metavar="FILE", help="its configuration; by default configs/NAME")
     evaluate.add_argument("--step", type=int, metavar="STEP", help="checkpoint to evaluate; by default the last")
-
     evaluate.add_argument("--geometry", choices=GEOMETRIES, help="attack by PGD in this norm, not as configured")
     evaluate.add_argument(
         "--radius", type=float, metavar="R", help="largest norm of a perturbation; images are in [0, 1]"
@@ -136,8 +142,12 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     given, message = _flags(function, rest, options.config)
     if given is None:
         return _complain(message)
-    configuration = configure(options.config, given)
-    directory = options.run or Path("runs") / _run_name(configuration.name, function, configuration.arguments)
+    from jaxrobust.train.reduction_flags import with_reduction
+
+    reduction = {name: getattr(options, name) for name in REDUCTION if getattr(options, name) is not None}
+    configuration = with_reduction(configure(options.config, given), reduction)
+    name = _run_name(configuration.name, function, configuration.arguments, reduction)
+    directory = options.run or Path("runs") / name
     _join(options)
     from jaxrobust.train.fit import fit
 
@@ -195,10 +205,11 @@ def _flags(function: Callable, words: list[str], path: Path) -> tuple[dict[str, 
     return given, ""
 
 
-def _run_name(name: str, function: Callable, arguments: Any) -> str:
+def _run_name(name: str, function: Callable, arguments: Any, reduction: dict[str, Any]) -> str:
     """A directory's name that differs wherever arguments differ."""
     defaults = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
     changed = [f"{key}={value}" for key, value in arguments.items() if value != defaults[key]]
+    changed += [f"{key}={value}" for key, value in reduction.items()]
     return "-".join([Path(name).stem, *changed]).replace("/", "_")
 
 

@@ -152,6 +152,14 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["train", "CONFIG", "--radius", "-1"], "radius must be positive, got -1.0"),
         (["train", "CONFIG", "--batch-size", "36"], "batch_size must be a multiple of 8"),
         (["train", "CONFIG", "--process", "0"], "need --coordinator"),
+        (["train", "CONFIG", "--rule", "krumm"], "rule must be one of mean, median"),
+        (["train", "CONFIG", "--codec", "qsgd:x"], "codec must be NAME[:BITS[:BUCKET_SIZE]], got qsgd:x"),
+        (["train", "CONFIG", "--codec", "qsgd:9"], "bits must lie in 2 to 8, got 9"),
+        (["train", "CONFIG", "--hostile", "sign_flip"], "faulty must be in [1, 7] for a hostile worker, got 0"),
+        (
+            ["train", "CONFIG", "--rule", "median", "--workers", "9"],
+            "workers must be a multiple of the 8 devices, got 9",
+        ),
         (["train", "CONFIG", "--resume-from", "7"], "no checkpoint of step 7"),
         (["evaluate", "absent"], "absent is not a run"),
         (["evaluate", "absent", "--frobnicate"], "unknown argument --frobnicate"),
@@ -247,6 +255,29 @@ def test_a_truncated_checkpoint_is_named_and_the_last_good_one_loads(capsys, con
     assert "checkpoint 10" in refused(capsys, "evaluate", run, "--config", config)
     assert cli.main(["evaluate", str(run), "--config", str(config), "--step", "5"]) == 0
     assert cli.main(["train", str(config), "--run", str(run), "--steps", "10", "--resume-from", "5"]) == 0
+    assert cli.main(["evaluate", str(run), "--config", str(config)]) == 0
+
+
+def test_any_codec_and_rule_and_a_hostile_worker_who_is_named(capsys, config, tmp_path):
+    run, words = tmp_path / "run", ["--codec", "qsgd_inf:8:64", "--rule", "krum", "--faulty", "2"]
+    drill = ["train", str(config), "--run", str(run), "--steps", "4", *words, "--hostile", "gaussian"]
+    assert cli.main(drill) == 0
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    assert rows[0]["suspect"] in (0, 1)
+    assert "stood out in step 1" in capsys.readouterr().err
+    kept = json.loads((run / "manifest.json").read_text())
+    assert kept["configuration"]["reduction"] == {
+        "codec": "qsgd_inf:8:64",
+        "rule": "krum",
+        "faulty": 2,
+        "hostile": "gaussian",
+    }
+    assert "--rule krum" in kept["command"]
+    assert "rule was 'krum', now 'median'" in refused(capsys, *drill[:-8], "--rule", "median")
+    # The control: honest workers, and nobody is named.
+    assert cli.main(["train", str(config), "--run", str(tmp_path / "honest"), "--steps", "4", *words]) == 0
+    assert "stood out" not in capsys.readouterr().err
     assert cli.main(["evaluate", str(run), "--config", str(config)]) == 0
 
 

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ class Configuration:
       source: its text.
       arguments: keyword arguments of `experiment`, defaults included; numbers, strings, booleans and lists of them.
       build: `() -> Experiment`.
+      reduction: flags by which the command line replaced the reduction; empty where it did not.
     """
 
     name: str
     source: str
     arguments: Mapping[str, Any]
     build: Callable[[], Experiment]
+    reduction: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:

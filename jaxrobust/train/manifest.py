@@ -49,8 +49,10 @@ def describe(experiment: Experiment, configuration: Configuration | None) -> dic
             "sha256": configuration.sha256,
             "source": configuration.source,
             "arguments": dict(configuration.arguments),
+            "reduction": dict(configuration.reduction),
         }
-        flags = (f" --{name.replace('_', '-')} {value}" for name, value in configuration.arguments.items())
+        given = {**configuration.arguments, **configuration.reduction}
+        flags = (f" --{name.replace('_', '-')} {value}" for name, value in given.items())
         about["command"] = f"jaxrobust train configs/{configuration.name}{''.join(flags)}"
     return about
 
@@ -107,12 +109,13 @@ def check_same(directory: Path, about: dict[str, Any]) -> None:
         was = old["name"] if old else "no file"
         raise ValueError(f"{directory} belongs to another configuration ({was}, of another text): {remedy}")
     if old and new:
-        differ = [name for name in new["arguments"] if old["arguments"].get(name) != new["arguments"][name]]
+        was, now = ({**given["arguments"], **given.get("reduction", {})} for given in (old, new))
+        differ = [name for name in {**now, **was} if was.get(name) != now.get(name)]
         if differ:
             name = differ[0]
             raise ValueError(
-                f"{directory} belongs to another configuration: {name} was {old['arguments'].get(name)!r}, "
-                f"now {new['arguments'][name]!r}: {remedy}"
+                f"{directory} belongs to another configuration: {name} was {was.get(name)!r}, "
+                f"now {now.get(name)!r}: {remedy}"
             )
     for name in ("seed", "batch_size", "accumulation", "workers_per_device", "data"):
         if before.get(name) != about[name]:

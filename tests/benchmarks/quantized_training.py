@@ -48,7 +48,7 @@ SCHEMES = (
 def build(scheme, seed, directory):
     """The experiment of a scheme."""
     name, bits, bucket, *both = scheme.split("-")
-    flags = {"codec": name, "bits": int(bits), "bucket_size": int(bucket), "both_hops": bool(both), "steps": STEPS}
+    flags = {"scheme": name, "bits": int(bits), "bucket_size": int(bucket), "both_hops": bool(both), "steps": STEPS}
     return train.configure(CONFIG, {**flags, "seed": seed, "data_dir": directory}).build()
 
 
@@ -113,7 +113,7 @@ def run(scheme, seed, directory):
 def codec_of(scheme):
     """The codec of a scheme, by the configuration's own table."""
     name, bits, bucket, *_ = scheme.split("-")
-    return load_function(CONFIG)[0].__globals__["CODECS"][name](int(bits), int(bucket))
+    return load_function(CONFIG)[0].__globals__["SCHEMES"][name](int(bits), int(bucket))
 
 
 def table(rows):
