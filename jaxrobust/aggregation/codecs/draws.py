@@ -21,13 +21,14 @@ from jaxrobust.typing import Array, Key
 _ROTATIONS, _PARITY, _ROUNDS = (13, 15, 26, 6, 17, 29, 16, 24), 0x1BD11BDA, 20
 
 
-def uniform_lanes(key: Key, buckets: int, columns: int) -> list[Array]:
+def uniform_lanes(key: Key, buckets: int, columns: int, first: int = 0) -> list[Array]:
     """Draws in [0, 1) for eight lanes of every bucket, in multiples of 2^-23.
 
     Args:
       key: a key of any kind.
       buckets: how many.
       columns: length of a lane, an eighth of a bucket.
+      first: number of the first bucket.
 
     Returns:
       Eight arrays `[buckets, columns]` float32. The draws of a bucket do not depend on how many others there are.
@@ -40,6 +41,7 @@ def uniform_lanes(key: Key, buckets: int, columns: int) -> list[Array]:
     """
     secret = jax.random.bits(key, (2,), jnp.uint32)
     bucket, column = (jax.lax.broadcasted_iota(jnp.uint32, (buckets, columns), axis) for axis in (0, 1))
+    bucket += jnp.uint32(first)
     words: list[Array] = []
     for half in (0, 1):
         for word in threefry(secret[0], secret[1], bucket, column * jnp.uint32(2) + jnp.uint32(half)):

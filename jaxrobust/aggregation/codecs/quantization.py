@@ -58,12 +58,20 @@ def quantize(
       >>> quantize(jax.random.key(0), x, uniform(2).rounding, bits=2, bucket_size=2).scale.tolist()
       [2.0, 0.0]
     """
-    buckets = bucketed(x, bucket_size)
-    scale = norms(buckets, exponent)
-    lanes = split(normalized(buckets, scale), 8)
-    draws = uniform_lanes(key, *lanes[0].shape)
-    codes = join([rounding(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
-    return Quantized(pack(codes, bits), scale)
+    whole = x.size // bucket_size
+    # The ragged end by itself: padding all of a long vector costs more than rounding it.
+    parts = [(0, x[: whole * bucket_size]), (whole, x[whole * bucket_size :])]
+
+    def rounded(first: int, part: Array) -> Quantized:
+        buckets = bucketed(part, bucket_size)
+        scale = norms(buckets, exponent)
+        lanes = split(normalized(buckets, scale), 8)
+        draws = uniform_lanes(key, *lanes[0].shape, first=first)
+        codes = join([rounding(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
+        return Quantized(pack(codes, bits), scale)
+
+    wires = [rounded(first, part) for first, part in parts if part.size]
+    return wires[0] if len(wires) == 1 else Quantized(*(jnp.concatenate(leaves) for leaves in zip(*wires, strict=True)))
 
 
 def dequantize(wire: Quantized, values: Array | np.ndarray, *, bits: int, bucket_size: int) -> Array:

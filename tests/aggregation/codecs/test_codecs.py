@@ -206,7 +206,7 @@ def test_variance_is_the_formulas_and_below_the_theorems(name):
 
 
 def test_rounding_to_the_nearest_or_with_one_draw_would_be_caught(monkeypatch):
-    def half(key, buckets, columns):
+    def half(key, buckets, columns, first):
         return [jnp.full((buckets, columns), 0.5)] * 8
 
     monkeypatch.setattr(quantization, "uniform_lanes", half)

@@ -38,4 +38,6 @@ def test_a_buckets_draws_do_not_depend_on_how_many_there_are():
     few, many = (uniform_lanes(jax.random.key(1), buckets, 3) for buckets in (2, 5))
     for short, long in zip(few, many, strict=True):
         np.testing.assert_array_equal(short, long[:2])
+    later = uniform_lanes(jax.random.key(1), 2, 3, first=3)
+    np.testing.assert_array_equal(later[5], many[5][3:])
     assert not np.array_equal(few[0][0], few[0][1])
