@@ -1,0 +1,59 @@
+"""The same codes, levels and results wherever workers live: one device, several, two processes."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("everywhere.py")
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def read(process):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-2000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def two_processes():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [start("processes", number, port) for number in (0, 1)]
+    try:
+        found = [read(process) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return read(start("vmap"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["pmap", "shard_map", "nested", "processes"])
+def test_codes_and_results_do_not_depend_on_where_the_workers_are(way, one_device):
+    found = two_processes() if way == "processes" else read(start(way))
+    assert set(found) == set(one_device)
+    for pair, row in found.items():
+        assert row["codes"] == one_device[pair]["codes"], pair
+        for levels, others in zip(row["levels"], one_device[pair]["levels"], strict=True):
+            np.testing.assert_allclose(levels, others, rtol=1e-6, err_msg=pair)
+        np.testing.assert_allclose(row["result"], one_device[pair]["result"], rtol=1e-5, atol=1e-6, err_msg=pair)
+    # The control: the digests tell codecs apart, and rules give other results.
+    assert len({row["codes"] for row in one_device.values()}) > 9
+    assert len({json.dumps(row["result"]) for row in one_device.values()}) > 20
