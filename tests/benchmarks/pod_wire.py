@@ -65,7 +65,7 @@ def main(topology="v5e:16x16", dimension="25e6", rule="mean"):
     sent, plain = sum(one.sent for one in found), 2 * (chips - 1) / chips * 4 * length
     print(
         f"{rule}, {length:,} coordinates, {topology} ({chips} chips): a chip sends {sent / 1e6:.2f} MB, "
-        f"{plain / sent:.2f} times less than in float32; temporaries {memory.temp_size_in_bytes / 2**20:.0f} MiB beside "
+        f"{plain / sent:.2f} times less than float32; temporaries {memory.temp_size_in_bytes / 2**20:.0f} MiB beside "
         f"{memory.argument_size_in_bytes / 2**20:.0f} MiB of gradient; compiled in {time.perf_counter() - began:.0f} s"
     )
     for one in sorted(found, key=lambda one: -one.sent):
