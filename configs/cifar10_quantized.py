@@ -94,7 +94,7 @@ def experiment(
             "data" if per_device == 1 else ("data", "worker"),
             codec=SCHEMES[scheme](bits, bucket_size, **adapted),
             broadcast_codec=codecs.qsgd_inf(8, 1024) if both_hops else codecs.float32(),
-            key=jax.random.key(seed),
+            key=train.keys_of_run(seed).reduction,
         ),
         optimizer=optax.chain(
             optax.add_decayed_weights(1e-4, mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),

@@ -63,14 +63,14 @@ def experiment(
     devices = jax.device_count()
     if workers % devices:
         raise ValueError(f"workers must be a multiple of the {devices} devices, got {workers}")
-    per_device, key = workers // devices, jax.random.key(seed)
+    per_device, keys = workers // devices, train.keys_of_run(seed)
     # All draw with replacement, from all examples or from a part.
     part = np.arange(len(labels)) % workers if alike else sampling.by_label(labels, workers=workers)
     reduce = aggregation.all_reduce(
-        "data" if per_device == 1 else ("data", "worker"), rule=RULES[rule](faulty), key=key
+        "data" if per_device == 1 else ("data", "worker"), rule=RULES[rule](faulty), key=keys.reduction
     )
     if attack != "none":
-        reduce = aggregation.hostile(reduce, ATTACKS[attack](), faulty, key=jax.random.fold_in(key, 1))
+        reduce = aggregation.hostile(reduce, ATTACKS[attack](), faulty, key=keys.attack)
     return train.Experiment(
         model=models.mlp(10, widths=(64,)),
         data=sampling.divided(source, part, workers=workers),

@@ -139,12 +139,15 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             print(_flags(function, ["--help"], options.config)[1])
         return 0 if options.help else _complain("give the path of a configuration: jaxrobust train CONFIG")
     function, _ = load_function(options.config)
+    reduction = {name: getattr(options, name) for name in REDUCTION if getattr(options, name) is not None}
+    # A configuration's own flag of the same name is meant.
+    for name in [name for name in reduction if name in inspect.signature(function).parameters]:
+        rest = [*rest, f"--{name}", str(reduction.pop(name))]
     given, message = _flags(function, rest, options.config)
     if given is None:
         return _complain(message)
     from jaxrobust.train.reduction_flags import with_reduction
 
-    reduction = {name: getattr(options, name) for name in REDUCTION if getattr(options, name) is not None}
     configuration = with_reduction(configure(options.config, given), reduction)
     name = _run_name(configuration.name, function, configuration.arguments, reduction)
     directory = options.run or Path("runs") / name

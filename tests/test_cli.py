@@ -155,6 +155,7 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["train", "CONFIG", "--rule", "krumm"], "rule must be one of mean, median"),
         (["train", "CONFIG", "--codec", "qsgd:x"], "codec must be NAME[:BITS[:BUCKET_SIZE]], got qsgd:x"),
         (["train", "CONFIG", "--codec", "qsgd:9"], "bits must lie in 2 to 8, got 9"),
+        (["train", "CONFIG", "--rule", "krum"], "faulty must be at least 1 for krum, got 0"),
         (["train", "CONFIG", "--hostile", "sign_flip"], "faulty must be in [1, 7] for a hostile worker, got 0"),
         (
             ["train", "CONFIG", "--rule", "median", "--workers", "9"],
@@ -279,6 +280,15 @@ def test_any_codec_and_rule_and_a_hostile_worker_who_is_named(capsys, config, tm
     assert cli.main(["train", str(config), "--run", str(tmp_path / "honest"), "--steps", "4", *words]) == 0
     assert "stood out" not in capsys.readouterr().err
     assert cli.main(["evaluate", str(run), "--config", str(config)]) == 0
+
+
+def test_a_configurations_own_flag_of_the_same_name_is_meant(tmp_path):
+    config = Path(__file__).parents[1] / "configs" / "mnist_mixtailor.py"
+    words = ["--rule", "krum", "--attack", "small_epsilon", "--workers", "16", "--steps", "2"]
+    assert cli.main(["train", str(config), "--run", str(tmp_path / "run"), *words]) == 0
+    kept = json.loads((tmp_path / "run" / "manifest.json").read_text())["configuration"]
+    assert kept["reduction"] == {}
+    assert (kept["arguments"]["rule"], kept["arguments"]["workers"]) == ("krum", 16)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(capsys, config, tmp_path):

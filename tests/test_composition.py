@@ -67,6 +67,19 @@ def reduction(axes, name):
         "qsgd_inf x median": lambda: aggregation.all_reduce(
             axes, codec=codecs.qsgd_inf(4, 64), rule=rules.median(), key=key
         ),
+        "alq x geometric median": lambda: aggregation.all_reduce(
+            axes, codec=codecs.alq(3, 64), rule=rules.geometric_median(), key=key
+        ),
+        "signs x clipping": lambda: aggregation.all_reduce(
+            axes,
+            codec=codecs.error_feedback(codecs.sign(64)),
+            rule=rules.centered_clipping(),
+            key=key,
+            workers=DEVICES * (1 if isinstance(axes, str) else 2),
+        ),
+        "nuqsgd x mixtailor": lambda: aggregation.all_reduce(
+            axes, codec=codecs.nuqsgd(4, 64), rule=rules.mixtailor([rules.median(), rules.mean()]), key=key
+        ),
         "hostile median": lambda: aggregation.hostile(
             aggregation.all_reduce(axes, rule=rules.median()), attackers.sign_flip(10.0), faulty=1
         ),
@@ -96,7 +109,18 @@ MEMBERS = {
         "coordinate": lambda: zeroth_order.coordinate(smoothing=1e-2),
         "random directions": lambda: zeroth_order.random_directions(directions=5),
     },
-    "reduce": {name: name for name in ("mean", "qsgd x mean", "qsgd_inf x median", "hostile median")},
+    "reduce": {
+        name: name
+        for name in (
+            "mean",
+            "qsgd x mean",
+            "qsgd_inf x median",
+            "alq x geometric median",
+            "signs x clipping",
+            "nuqsgd x mixtailor",
+            "hostile median",
+        )
+    },
     "optimizer": {
         "sgd": lambda: optax.sgd(0.05, momentum=0.9),
         "steepest": lambda: implicit_bias.steepest_descent(geometry.linf(), 1e-5),
@@ -161,7 +185,8 @@ def check(row, experiment, fitted):
     queries = {"backprop": 1, "coordinate": dimension + 1, "random directions": 6}[row["gradient"]]
     assert rows[0]["queries"] == queries * experiment.accumulation
     width, bucket = {"mean": (32, 1), "hostile median": (32, 1)}.get(row["reduce"], (None, 64))
-    width = width or {"qsgd x mean": 4 + 32 / 64, "qsgd_inf x median": 4 + 32 / 64}[row["reduce"]]
+    codes = {"alq x geometric median": 3, "signs x clipping": 1}
+    width = width or codes.get(row["reduce"], 4) + 32 / 64
     columns = aggregation.columns_of(dimension, bucket, workers) if row["reduce"] != "mean" else dimension / workers
     assert rows[0]["bits"] == pytest.approx((workers - 1) * columns * (width + 32))
     assert rows[0]["dropped"] == 0

@@ -12,7 +12,6 @@ from jaxrobust.aggregation.all_reduce import aggregate as aggregate
 from jaxrobust.aggregation.all_reduce import all_reduce as all_reduce
 from jaxrobust.aggregation.all_reduce import columns_of as columns_of
 from jaxrobust.aggregation.all_reduce import exact_mean as exact_mean
-from jaxrobust.aggregation.hierarchical import hierarchical as hierarchical
 from jaxrobust.aggregation.hostile import hostile as hostile
 from jaxrobust.aggregation.joined_value import joined_value as joined_value
 from jaxrobust.aggregation.packing import pack as pack

@@ -8,7 +8,7 @@ from optax.experimental import aggregating
 
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.all_reduce import ReduceState, Reduction
-from jaxrobust.typing import Params, PyTree
+from jaxrobust.typing import Params, PyTree, State
 
 
 def as_aggregator(reduce: Reduction, workers: int) -> aggregating.Aggregator:
@@ -41,13 +41,12 @@ def as_aggregator(reduce: Reduction, workers: int) -> aggregating.Aggregator:
     (name,) = axes.names(reduce.axis)
 
     def init(params: Params) -> ReduceState:
-        shared, own = reduce.init(params)
+        state: Any = reduce.init(params)
+        shared, own = state
         return ReduceState(shared, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (workers, *jnp.shape(leaf))), own))
 
-    def update(
-        per_elt_updates: PyTree, state: ReduceState, params: Params | None = None, **extra: Any
-    ) -> tuple[PyTree, ReduceState]:
-        del params, extra
+    def update(per_elt_updates: PyTree, state: State, params: Params | None = None, **extra_args: Any) -> Any:
+        del params, extra_args
         counts = {leaf.shape[0] for leaf in jax.tree.leaves(per_elt_updates)}
         if counts != {workers}:
             raise ValueError(f"per_elt_updates must have {workers} rows in every leaf, got {sorted(counts)}")

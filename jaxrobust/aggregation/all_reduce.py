@@ -2,16 +2,22 @@ r"""All-reduce of gradients over a mapped axis: a codec says what travels, a rul
 
 .. math:: g = F(Q(g_1), \dots, Q(g_n))
 
-Each worker ravels its gradient into one float32 vector, encodes it with a key of its own, and cuts the message into n
-slices of whole buckets. By one all-to-all, worker k gets slice k of every message. It decodes them and applies the rule
-to these columns; what a rule needs of whole vectors is one sum of n x n numbers. The result's slices are encoded anew
-and gathered, and every worker decodes the same bytes, so that results are equal to the bit. A worker sends
+Each worker ravels its gradient into one vector, encodes it with a key of its own, and cuts the message into n slices of
+whole buckets. By one all-to-all, worker k gets slice k of every message. It decodes them and applies the rule to these
+columns; what a rule needs of whole vectors is one sum of n x n numbers. The result's slices are encoded anew and
+gathered, and every worker decodes the same bytes, so that results are equal to the bit. A worker sends
 
 .. math:: \frac{n - 1}{n} (b_1 + b_2)
 
 bits, with b_1 and b_2 those of a whole message of the first and the second hop: as much as a ring all-reduce would, in
-packed codes. All collectives name their axis: the same reduction runs under `jax.vmap(axis_name=...)` (workers played
-on one device), `jax.shard_map` with `check_vma=False` and `jax.pmap`, and packs the same codes.
+packed codes. Besides, a step makes what workers share known to be shared, counts what is not finite and looks for who
+stands out: a few numbers for each worker or level.
+
+In the hierarchical form the workers of a group, which have fast links, first average exactly: each adds up one of l
+slices of the group's gradients and reduces that slice with the workers of other groups that hold the same. Between
+groups a worker sends 1 / l of what it would send otherwise. All collectives name their axis: the same reduction runs
+under `jax.vmap(axis_name=...)` (workers played on one device), `jax.shard_map` with `check_vma=False` and `jax.pmap`,
+and packs the same codes.
 """
 
 from collections.abc import Callable
@@ -60,13 +66,13 @@ class Own(NamedTuple):
       codec: the codec's memory.
       rule: the rule's memory of the columns that the worker joins.
       broadcast: the memory of the second hop's codec, of the same columns.
-      length: float32, Euclidean norm of the gradient of the last step.
+      fingerprint: uint32, of the bits of the gradient of the last step.
     """
 
     codec: State
     rule: State
     broadcast: State
-    length: Array
+    fingerprint: Array
 
 
 class ReduceState(NamedTuple):
@@ -117,13 +123,15 @@ def all_reduce(
     broadcast_codec: Codec = _FLOAT32,
     key: Key | None = None,
     workers: int | None = None,
+    inner_axis: str | None = None,
+    inner_workers: int = 1,
 ) -> Reduction:
     r"""Reduce gradients over a mapped axis.
 
     .. math:: g = Q_2(F(Q(g_1), \dots, Q(g_n)))
 
-    Worker i in step t rounds with `fold_in(fold_in(key, t), i)`; the rule draws with number n in place of i, equal on
-    all workers, and the second hop with `fold_in(fold_in(fold_in(key, t), n + 1), i)`. With the defaults it is one
+    Worker i of N in step t rounds with `fold_in(fold_in(key, t), i)`; the rule draws with number N in place of i, equal
+    on all workers, and the second hop with `fold_in(fold_in(fold_in(key, t), N + 1), i)`. With the defaults it is one
     `pmean`.
 
     Args:
@@ -133,17 +141,21 @@ def all_reduce(
       rule: F, how the decoded vectors become one. A worker whose vector is not finite is left out.
       broadcast_codec: Q_2, how the result travels back. Published runs send it as it is, in 32 bits; its error is not
         divided by n, so spend bits on it: 8 where the codec has 4.
+        A slice is filled up to whole buckets: take buckets below the gradient's length over n.
       key: equal on all workers; needed by codecs that round and by rules that draw.
       workers: n, needed before the first step by what remembers columns: a rule such as `centered_clipping`, error
         feedback in the second hop.
+      inner_axis: the mapped axis inside `axis_name` of the workers of one group, who average exactly; a rule then joins
+        the groups' means, n of them, and a hostile worker is a hostile group.
+      inner_workers: l, their number.
 
     Returns:
       A `Reduction`; its `update(gradients, state)` gives a tree like gradients, with their dtypes. The plain mean
       leaves nobody out: with one gradient that is not finite, neither is the mean.
 
     Raises:
-      ValueError: for a codec without a key, a memory of columns without the number of workers, or another number than
-        the axis has.
+      ValueError: for a codec without a key, a memory of columns without the number of workers, inner workers without
+        their axis, or in the first step for another number than an axis has.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -160,12 +172,14 @@ def all_reduce(
     for name, memory in remembers.items():
         if workers is None and jax.tree.leaves(memory):
             raise ValueError(f"workers must be given for a {name} that remembers its columns, got None")
-    average = partial(_mean, axis=axis_name)
-    combine = average if rule == _MEAN else partial(_median, axis=axis_name)
+    if inner_workers < 1 or (inner_axis is None and inner_workers > 1):
+        raise ValueError(f"inner_workers must be positive, and 1 without an inner_axis, got {inner_workers}")
+    every = axes.names(axis_name) + (() if inner_axis is None else (inner_axis,))
+    combine = partial(_mean if rule == _MEAN else _median, axis=every)
     exact = codec == _FLOAT32 and rule == _MEAN and broadcast_codec == _FLOAT32
 
     def init(params: Params) -> ReduceState:
-        dimension = sum(leaf.size for leaf in jax.tree.leaves(params))
+        dimension = -(-sum(leaf.size for leaf in jax.tree.leaves(params)) // inner_workers)
         columns = columns_of(dimension, codec.bucket_size, workers) if workers else 0
         (levels, memory), (back, memory_back) = codec.init(dimension), broadcast_codec.init(columns)
         shared = Shared(
@@ -176,53 +190,61 @@ def all_reduce(
             dropped=jnp.int32(0),
             suspicion=no_suspicion(),
         )
-        return ReduceState(shared, Own(memory, rule.init(workers or 0, columns), memory_back, jnp.float32(0)))
+        return ReduceState(shared, Own(memory, rule.init(workers or 0, columns), memory_back, jnp.uint32(0)))
 
     def update(
         gradients: PyTree, state: ReduceState, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, ReduceState]:
         del params, extra
-        number = axes.size(axis_name)
+        number, total = axes.size(axis_name), axes.size(every)
         if workers not in (None, number):
             raise ValueError(f"workers must be the {number} of the axis {axis_name}, got {workers}")
+        if total != number * inner_workers:
+            raise ValueError(f"inner_workers must be the {total // number} of {inner_axis}, got {inner_workers}")
         if exact:
-            values = sum(leaf.size for leaf in jax.tree.leaves(gradients))
-            shared = state.shared._replace(count=state.shared.count + 1, bits=_sent(number, 32 * values, 32 * values))
-            return average(gradients, state), ReduceState(shared, state.own)
-        shared, own = axes.common(state.shared, axis_name), state.own
-        position, step_key = axes.position(axis_name), _folded(key, shared.count)
-        vector, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients))
+            bits = wire_bits(gradients)
+            shared = state.shared._replace(count=state.shared.count + 1, bits=_sent(total, bits, bits))
+            return _mean(gradients, state, axis=every), ReduceState(shared, state.own)
+        shared, own = axes.common(state.shared, every), state.own
+        position, step_key = axes.position(every), _folded(key, shared.count)
+        double = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(gradients))
+        wide = jnp.float64 if double else jnp.float32
+        whole, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(wide), gradients))
+        vector = whole if inner_axis is None else _mean_slice(whole, inner_axis, inner_workers)
 
-        levels = codec.adapt(codec.observe(vector, (shared.codec, own.codec), axis_name))
+        levels = codec.adapt(codec.observe(vector, (shared.codec, own.codec), every))
         message, memory = codec.encode(_folded(step_key, position), vector, (levels, own.codec))
         slices = jax.tree.map(lambda leaf: _cut(leaf, number), message)
         columns = jax.vmap(lambda part: codec.decode(part, levels))(axes.exchange(slices, axis_name))
 
-        broken = axes.total(jnp.sum(~jnp.isfinite(columns), axis=1, dtype=jnp.int32), axis_name)
+        broken = axes.total(jnp.sum(~jnp.isfinite(columns), axis=1, dtype=jnp.int32), every)
         alive = broken == 0
-        column, rule_memory, _ = rule.apply(_folded(step_key, number), columns, alive, own.rule, axis_name)
+        column, rule_memory, _ = rule.apply(_folded(step_key, total), columns, alive, own.rule, every)
 
-        back = broadcast_codec.adapt(broadcast_codec.observe(column, (shared.broadcast, own.broadcast), axis_name))
-        back_key = _folded(_folded(step_key, number + 1), position)
+        back = broadcast_codec.adapt(broadcast_codec.observe(column, (shared.broadcast, own.broadcast), every))
+        back_key = _folded(_folded(step_key, total + 1), position)
         answer, memory_back = broadcast_codec.encode(back_key, column, (back, own.broadcast))
         parts = jax.vmap(lambda part: broadcast_codec.decode(part, back)[: column.size])(axes.gather(answer, axis_name))
         joined = parts.reshape(-1)[: vector.size]
+        if inner_axis is not None:
+            joined = axes.gather(joined, inner_axis).reshape(-1)[: whole.size]
 
-        length = jnp.linalg.norm(vector)
-        stale = axes.gather(length == own.length, axis_name) & (shared.count > 0)
-        found = suspect(columns, alive, stale, shared.suspicion, shared.count, axis_name)
+        fingerprint = _fingerprint(vector)
+        repeated = axes.gather(fingerprint == own.fingerprint, axis_name).astype(jnp.int32)
+        # A group lags where all of its slices do.
+        stale = (axes.total(repeated, every) == total) & (shared.count > 0)
         shared = Shared(
             count=shared.count + 1,
             codec=levels,
             broadcast=back,
             bits=_sent(number, wire_bits(slices), number * wire_bits(answer)),
             dropped=jnp.sum(~alive, dtype=jnp.int32),
-            suspicion=found,
+            suspicion=suspect(columns, alive, stale, shared.suspicion, shared.count, every),
         )
-        reduced = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), unravel(joined), gradients)
-        return reduced, ReduceState(shared, Own(memory, rule_memory, memory_back, length))
+        reduced = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), unravel(joined.astype(wide)), gradients)
+        return reduced, ReduceState(shared, Own(memory, rule_memory, memory_back, fingerprint))
 
-    return Reduction(init, update, combine, axis_name, rule == _MEAN)
+    return Reduction(init, update, combine, axis_name if inner_axis is None else every, rule == _MEAN)
 
 
 def exact_mean(axis_name: AxisName) -> Reduction:
@@ -296,6 +318,19 @@ def _cut(leaf: Array, parts: int) -> Array:
     """Entries of the leading axis, padded with zeros, in parts of equal length."""
     padded = jnp.pad(leaf, [(0, -leaf.shape[0] % parts)] + [(0, 0)] * (leaf.ndim - 1))
     return padded.reshape(parts, -1, *leaf.shape[1:])
+
+
+def _mean_slice(vector: Array, axis: str, workers: int) -> Array:
+    """This worker's slice of the group's mean."""
+    parts = jnp.pad(vector, (0, -vector.size % workers)).reshape(workers, -1)
+    return jax.lax.psum_scatter(parts, axis) / jnp.asarray(workers, vector.dtype)
+
+
+def _fingerprint(vector: Array) -> Array:
+    """A sum of all bits, each word by an odd factor of its place: equal by chance once in four thousand million."""
+    words = jax.lax.bitcast_convert_type(vector.astype(jnp.float32), jnp.uint32)
+    places = jnp.arange(vector.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B2) + jnp.uint32(1)
+    return jnp.sum(words * places, dtype=jnp.uint32)
 
 
 def _sent(workers: int, first: int, second: int) -> Array:

@@ -4,10 +4,11 @@ With c the mean of the workers' vectors, each shortened to the median length, an
 
 .. math:: z_i = \log \|x_i - c\|^2 - \mathrm{median}_j \log \|x_j - c\|^2,
 
-a worker is suspect in a step when :math:`|z_i| > 6 \sigma`, when its vector is not finite, or when its gradient has
-exactly the length of the step before. sigma is a running root mean square of z over the steps and the workers that were
-not suspect; it begins at 1/2, twenty times the median distance. It costs two sums of n numbers over the axis, and names
-a worker for the log: the rule decides by itself whom it trusts.
+a worker is suspect in a step when :math:`z_i > 6 \sigma`, when its vector is not finite, or when its gradient has the
+fingerprint of the step before. sigma is a running root mean square of z over the steps and the workers that were not
+suspect, 0.1 at least; it begins at 1/2, twenty times the median distance. It costs two sums of n numbers over the axis,
+and names a worker for the log: the rule decides by itself whom it trusts. What changes a vector by less than workers
+differ anyhow is not seen.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jaxrobust.aggregation import axes
 from jaxrobust.typing import Array, AxisName
 
-THRESHOLD, FIRST_SPREAD, RATE = 6.0, 0.5, 0.01
+THRESHOLD, FIRST_SPREAD, LEAST_SPREAD, RATE = 6.0, 0.5, 0.1, 0.01
 
 
 class Suspicion(NamedTuple):
@@ -57,7 +58,7 @@ def suspect(
     Args:
       columns: `[n, m]`, a slice of every worker's vector, as decoded.
       alive: `[n]` bool, whose vectors are finite.
-      stale: `[n]` bool, whose gradients are as long as the ones before, to the bit.
+      stale: `[n]` bool, whose gradients have the fingerprint of the ones before.
       before: what was found so far.
       step: int32, number of the reduction.
       axis: over which columns are split; None where they are whole.
@@ -83,19 +84,22 @@ def suspect(
     )
     logarithms = jnp.log(_summed(rows - center, axis))
     away = logarithms - jnp.nanmedian(jnp.where(alive, logarithms, jnp.nan))
-    # Equal rows are no distance apart: nobody stands out.
-    away = jnp.where(alive & ~jnp.isnan(away) & (workers > 2), jnp.abs(away), 0.0)
-    surprise = jnp.where(alive, away / jnp.sqrt(before.spread), jnp.inf)
+    # Equal rows are no distance apart, and a worker at the center is none to fear.
+    known = alive & ~jnp.isnan(away) & (away > -jnp.inf) & (workers > 2)
+    away = jnp.where(known, away, 0.0)
+    spread = jnp.sqrt(jnp.maximum(before.spread, LEAST_SPREAD**2))
+    surprise = jnp.where(alive | ~jnp.any(alive), away / spread, jnp.inf)
     # Where all repeat themselves, as in full batches at a step size of 0, nobody lags.
     surprise = jnp.where(alive & stale & ~jnp.all(stale), jnp.finfo(jnp.float32).max, surprise)
     usual = surprise <= THRESHOLD
     found = ~jnp.all(usual)
+    usual = usual & known
     seen = jnp.sum(jnp.where(usual, away, 0.0) ** 2) / jnp.maximum(jnp.sum(usual), 1).astype(jnp.float32)
     return Suspicion(
         suspect=jnp.where(found, jnp.argmax(surprise).astype(jnp.int32), before.suspect),
         suspect_step=jnp.where(found, step, before.suspect_step),
         suspicions=before.suspicions + found.astype(jnp.int32),
-        spread=before.spread + jnp.float32(RATE) * (seen - before.spread),
+        spread=before.spread + jnp.float32(RATE) * jnp.where(jnp.any(usual), seen - before.spread, 0.0),
     )
 
 

@@ -40,12 +40,15 @@ def collectives(program: str) -> list[Collective]:
     Returns:
       A `Collective` each.
 
+    Raises:
+      ValueError: for a collective whose devices are not told.
+
     Example:
       >>> line = "%g = u8[4,256]{1,0} all-gather(u8[1,256]{1,0} %x), replica_groups=[1,4]<=[4], dimensions={0}"
       >>> collectives(line)
       [Collective(kind='all-gather', dtype='u8', elements=1024, sent=768.0)]
     """
-    found = []
+    found, devices = [], re.search(r"num_partitions=(\d+)", program)
     for line in program.splitlines():
         match = _LINE.search(line)
         if match is None:
@@ -58,7 +61,9 @@ def collectives(program: str) -> list[Collective]:
         if started and kind in ("all-gather", "collective-permute"):
             # What is started shows its operands beside its results.
             arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
-        size, number = sum(count * _width(dtype) / 8 for dtype, count in arrays), _group(line)
+        if not arrays:
+            raise ValueError(f"the program must name a dtype of real numbers, got {line.strip()[:120]}")
+        size, number = sum(count * _width(dtype) / 8 for dtype, count in arrays), _group(line, devices)
         share = {
             "all-reduce": 2 * (number - 1) / number,
             "all-gather": (number - 1) / number,
@@ -79,10 +84,16 @@ def _width(dtype: str) -> int:
     return _BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
 
 
-def _group(line: str) -> int:
+def _group(line: str, devices: re.Match | None) -> int:
     """Devices that take part in one collective."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return len(listed.group(1).split(","))
     shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    return int(shaped.group(1)) if shaped else 1
+    if shaped:
+        return int(shaped.group(1))
+    if "collective-permute" in line:
+        return 1
+    if devices is None:
+        raise ValueError(f"the program must say how many devices take part, got {line.strip()[:120]}")
+    return int(devices.group(1))

@@ -10,5 +10,6 @@ from jaxrobust.train.fit import Fitted as Fitted
 from jaxrobust.train.fit import fit as fit
 from jaxrobust.train.step import Trainer as Trainer
 from jaxrobust.train.step import TrainState as TrainState
+from jaxrobust.train.step import keys_of_run as keys_of_run
 from jaxrobust.train.step import make_mesh as make_mesh
 from jaxrobust.train.step import prepare_training as prepare_training

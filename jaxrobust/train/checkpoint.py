@@ -71,7 +71,8 @@ class Checkpoints:
         self._superseded = -1
         if step in self.steps():
             return
-        about = {"workers": self._trainer.workers, "source": sorted(source)}
+        shapes = [list(leaf.shape[1:]) for leaf in jax.tree.leaves(reduction)]
+        about = {"workers": self._trainer.workers, "source": sorted(source), "reduction": shapes}
         items = {"state": ocp.args.StandardSave(state), "about": ocp.args.JsonSave(about)}
         if jax.tree.leaves(reduction):
             items["reduction"] = ocp.args.StandardSave(reduction)
@@ -114,7 +115,16 @@ class Checkpoints:
         resized = about["workers"] != self._trainer.workers
         wanted = {"state": _abstract(state, self._sharding(P()))}
         if jax.tree.leaves(fresh):
-            saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct((about["workers"], *x.shape[1:]), x.dtype), fresh)
+            # Memories of columns are as long as their number of workers made them.
+            leaves_then, structure = jax.tree.flatten(fresh)
+            shapes = about.get("reduction") or [leaf.shape[1:] for leaf in leaves_then]
+            saved = jax.tree.unflatten(
+                structure,
+                [
+                    jax.ShapeDtypeStruct((about["workers"], *shape), leaf.dtype)
+                    for leaf, shape in zip(leaves_then, shapes, strict=True)
+                ],
+            )
             wanted["reduction"] = _abstract(saved, self._sharding(P() if resized else P("data")))
         if about["source"]:
             changed = {name: leaves[int(name)] for name in about["source"]}

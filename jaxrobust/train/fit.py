@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -231,7 +232,8 @@ class _Run:
         stopping = self.stack.enter_context(on_sigterm())
         began, batches = time.perf_counter(), self._batches(step)
         self.clock, self.since = began, step
-        self.suspicions: int | None = None if step else 0
+        counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(self.reduction, SUSPICION[0])]
+        self.suspicions = max((int(np.max(count.addressable_shards[0].data)) for count in counts), default=0)
         if self._evaluation_due(step) and not any(row["step"] == step and "split" in row for row in self.rows):
             self._evaluate(experiment.evaluate, step)
         while step < experiment.steps:
@@ -301,8 +303,7 @@ class _Run:
     def _name_suspect(self, found: dict[str, float], row: dict[str, Any]) -> None:
         """Say which worker stood out, where one did since the last row."""
         times, worker, step = (int(found.get(name, 0)) for name in SUSPICION)
-        new = 0 if self.suspicions is None else times - self.suspicions
-        self.suspicions = times
+        new, self.suspicions = times - self.suspicions, times
         if new > 0:
             row.update(found)
             steps = f"step {step + 1}" if new == 1 else f"{new} steps since the last row, at last in step {step + 1}"

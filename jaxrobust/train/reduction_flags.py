@@ -5,6 +5,7 @@ jaxrobust train CONFIG --codec nuqsgd:4:8192 --rule krum --faulty 2 --hostile si
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxrobust import geometry
 from jaxrobust.aggregation import all_reduce, attackers, codecs, hostile, rules
 from jaxrobust.train.configuration import Configuration
 from jaxrobust.train.experiment import DATA, WORKER, Experiment
+from jaxrobust.train.step import keys_of_run
 from jaxrobust.typing import Codec, Rule
 
 CODECS: dict[str, Callable[[int, int], Codec]] = {
@@ -29,18 +31,18 @@ CODECS: dict[str, Callable[[int, int], Codec]] = {
     "amq": codecs.amq,
     "amq_normalized": codecs.amq_normalized,
 }
+UNTOLD_RULES: dict[str, Callable[[], Rule]] = {
+    "mean": rules.mean,
+    "median": rules.median,
+    "geometric_median": rules.geometric_median,
+}
 RULES: dict[str, Callable[[int], Rule]] = {
-    "mean": lambda faulty: rules.mean(),
-    "median": lambda faulty: rules.median(),
     "trimmed_mean": rules.trimmed_mean,
     "meamed": rules.meamed,
-    "geometric_median": lambda faulty: rules.geometric_median(),
     "krum": rules.krum,
     "multi_krum": rules.multi_krum,
     "bulyan": rules.bulyan,
     "minimum_diameter": rules.minimum_diameter,
-    "monna": rules.monna,
-    "centered_clipping": lambda faulty: rules.centered_clipping(),
     "smea": rules.smea,
     "caf": rules.caf,
     "mixtailor": lambda faulty: rules.mixtailor(rules.mixtailor_pool(faulty)),
@@ -90,17 +92,22 @@ class ReductionFlags:
             raise ValueError(f"workers must be a multiple of the {devices} devices, got {workers}")
         if self.hostile is not None and not 0 < self.faulty < workers:
             raise ValueError(f"faulty must be in [1, {workers - 1}] for a hostile worker, got {self.faulty}")
-        per_device, key = workers // devices, jax.random.fold_in(jax.random.key(experiment.seed), 1)
+        if self.rule in RULES and self.faulty < 1:
+            raise ValueError(
+                f"faulty must be at least 1 for {self.rule}, got {self.faulty}: it is what the rule withstands"
+            )
+        known = {**UNTOLD_RULES, **{name: partial(make, self.faulty) for name, make in RULES.items()}}
+        per_device, keys = workers // devices, keys_of_run(experiment.seed)
         reduce = all_reduce(
             DATA if per_device == 1 else (DATA, WORKER),
             codec=_codec(self.codec),
-            rule=_named(RULES, "rule", self.rule)(self.faulty),
-            key=key,
+            rule=_named(known, "rule", self.rule)(),
+            key=keys.reduction,
             workers=workers,
         )
         if self.hostile is not None:
             attacker = _named(ATTACKERS, "hostile", self.hostile)()
-            reduce = hostile(reduce, attacker, self.faulty, key=jax.random.fold_in(key, 1))
+            reduce = hostile(reduce, attacker, self.faulty, key=keys.attack)
         return replace(experiment, reduce=reduce, workers_per_device=per_device)
 
 

@@ -167,18 +167,21 @@ def example_inputs(experiment: Experiment) -> PyTree:
 
 
 class RunKeys(NamedTuple):
-    """The roots of a run's randomness: of parameters, data order, steps, and of evaluations and samplers' refreshes."""
+    """The roots of a run's randomness: of parameters, data order, steps, evaluations and samplers' refreshes; of a
+    reduction's rounding and drawing, and of attackers."""
 
     init: Key
     data: Key
     steps: Key
     evaluation: Key
     refresh: Key
+    reduction: Key
+    attack: Key
 
 
 def keys_of_run(seed: int) -> RunKeys:
     """The keys that a run draws from, by its seed."""
-    return RunKeys(*jax.random.split(jax.random.key(seed), 5))
+    return RunKeys(*jax.random.split(jax.random.key(seed), 7))
 
 
 def _initial(experiment: Experiment, workers: int) -> tuple[TrainState, State]:

@@ -134,7 +134,8 @@ def digest(tree):
 def row(codec, rule):
     """Two steps of one pair."""
     axis = ("data", "worker") if WAY == "nested" else "data"
-    reduce = all_reduce(axis, codec=recording(codec), rule=rule, key=jax.random.key(3), workers=WORKERS)
+    options = {"rule": rule, "broadcast_codec": codecs.qsgd_inf(8, 16), "workers": WORKERS}
+    reduce = all_reduce(axis, codec=recording(codec), key=jax.random.key(3), **options)
     state = reduce.init(jnp.zeros(DIMENSION))
     state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (WORKERS, *jnp.shape(leaf))), state)
     update = mapped(reduce)

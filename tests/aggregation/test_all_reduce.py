@@ -289,3 +289,26 @@ def test_a_rounding_codec_needs_a_key():
         all_reduce("data", codec=QSGD)
     with pytest.raises(ValueError, match="key must be given"):
         all_reduce("data", broadcast_codec=QSGD)
+
+
+def test_a_rule_draws_anew_in_each_step_and_alike_on_all_workers():
+    first, last = (rules.stateless(lambda k, c, a, x, i=i: (c[i], jnp.zeros(WORKERS))) for i in (0, -1))
+    reduce = all_reduce("data", rule=rules.mixtailor([first, last]), key=KEY)
+    rows = jnp.arange(8.0)[:, None] * jnp.ones((1, 16))
+    state, found = stacked(reduce.init(rows[0])), []
+    update = jax.jit(jax.vmap(reduce.update, axis_name="data"))
+    for _ in range(20):
+        reduced, state = update(rows, state)
+        assert len(np.unique(reduced)) == 1
+        found.append(float(reduced[0, 0]))
+    # Both in twenty steps, but for one chance in half a million.
+    assert set(found) == {0.0, 7.0}
+
+
+def test_wide_numbers_stay_wide():
+    with jax.enable_x64(True):
+        rows = jnp.array([1e300, 2e300, 3e300])
+        reduce = all_reduce("data", rule=rules.median())
+        reduced, state = jax.vmap(reduce.update, (0, None), axis_name="data")(rows, reduce.init(rows[0]))
+        assert reduced.tolist() == [2e300] * 3
+        assert state.shared.dropped.tolist() == [0] * 3

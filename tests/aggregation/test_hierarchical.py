@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxrobust.aggregation import all_reduce, codecs, collectives, exact_mean, hierarchical, rules
+from jaxrobust.aggregation import aggregate, all_reduce, attackers, codecs, collectives, hostile, rules
 
 HOSTS, DEVICES, KEY = 4, 2, jax.random.key(1)
 CODEC = codecs.qsgd_inf(bits=4, bucket_size=8)
@@ -17,7 +17,7 @@ def rows(dimension=37):
 
 
 def make(**options):
-    return hierarchical(all_reduce("host", key=KEY, **options), "device", DEVICES)
+    return all_reduce("host", key=KEY, inner_axis="device", inner_workers=DEVICES, **options)
 
 
 def stacked(reduce, rows):
@@ -43,7 +43,7 @@ def compiled(reduce, rows):
 
 
 def test_the_mean_of_means_is_the_mean():
-    reduced, _ = on_one_device(hierarchical(exact_mean("host"), "device", DEVICES), rows())
+    reduced, _ = on_one_device(make(), rows())
     np.testing.assert_allclose(reduced, np.broadcast_to(rows().mean((0, 1)), reduced.shape), atol=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_devices_agree_with_one_device_and_with_each_other():
     np.testing.assert_allclose(apart, together, rtol=1e-5, atol=1e-6)
     for other in np.asarray(apart).reshape(8, -1):
         np.testing.assert_array_equal(other, apart[0, 0])
-    assert np.asarray(state.own.shared.count).tolist() == [[1] * DEVICES] * HOSTS
+    assert np.asarray(state.shared.count).tolist() == [[1] * DEVICES] * HOSTS
 
 
 def test_only_a_packed_slice_goes_from_group_to_group():
@@ -74,8 +74,39 @@ def test_only_a_packed_slice_goes_from_group_to_group():
     assert {one.elements for one in found if one.kind == "reduce-scatter"} <= {2048}
 
 
+def test_a_rule_sees_whole_vectors_and_not_slices():
+    """Each half of a vector alone would lead Krum to another group."""
+    centers = jnp.array([[0.0, 9.0], [0.1, -9.0], [5.0, 0.1], [-5.0, 0.0]])[:, None, :].repeat(DEVICES, 1)
+    vectors = jnp.repeat(centers, 8, axis=-1) + 0.01 * jax.random.normal(jax.random.key(2), (HOSTS, DEVICES, 16))
+    reduced, _ = on_one_device(make(rule=rules.krum_byzfl(faulty=1)), vectors)
+    expected = aggregate(rules.krum_byzfl(faulty=1), vectors.mean(1))
+    np.testing.assert_allclose(reduced[0, 0], expected, atol=1e-6)
+    halves = [aggregate(rules.krum_byzfl(faulty=1), vectors.mean(1)[:, half]) for half in (slice(8), slice(8, 16))]
+    assert not np.allclose(jnp.concatenate(halves), expected, atol=1e-3)
+
+
+def test_slices_round_by_keys_of_their_own_and_levels_are_equal_everywhere():
+    statistics = codecs.Statistics(codecs.steps((0,), 1))
+    reduce = make(codec=codecs.alq(3, 8, statistics=statistics))
+    same = jnp.tile(rows(16)[:, :, :8], 2)
+    reduced, state = on_one_device(reduce, same)
+    assert not np.array_equal(reduced[0, 0, :8], reduced[0, 0, 8:])
+    levels = np.asarray(state.shared.codec.levels).reshape(HOSTS * DEVICES, -1)
+    np.testing.assert_array_equal(levels, np.broadcast_to(levels[0], levels.shape))
+
+
+def test_a_hostile_worker_makes_its_group_suspect():
+    big = 1 + 0.1 * rows(400)
+    reduce = hostile(make(rule=rules.median()), attackers.constant(1e6), faulty=1)
+    reduced, state = on_one_device(reduce, big)
+    assert np.abs(reduced).max() < 2
+    assert np.asarray(state.shared.suspicion.suspect).tolist() == [[0] * DEVICES] * HOSTS
+
+
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="inner_workers must be positive, got 0"):
-        hierarchical(exact_mean("host"), "device", 0)
+    with pytest.raises(ValueError, match="inner_workers must be positive, and 1 without an inner_axis, got 0"):
+        all_reduce("host", inner_axis="device", inner_workers=0)
+    with pytest.raises(ValueError, match="inner_workers must be positive, and 1 without an inner_axis, got 2"):
+        all_reduce("host", inner_workers=2)
     with pytest.raises(ValueError, match="inner_workers must be the 2 of device, got 3"):
-        on_one_device(hierarchical(exact_mean("host"), "device", 3), rows())
+        on_one_device(all_reduce("host", rule=rules.median(), inner_axis="device", inner_workers=3), rows())

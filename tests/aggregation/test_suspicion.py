@@ -122,3 +122,26 @@ def test_where_all_repeat_themselves_nobody_lags():
     same = jnp.broadcast_to(gradients(jax.random.key(0)), (4, WORKERS, DIMENSION))
     state, _ = run(all_reduce("data", rule=rules.median()), same)
     assert int(state.shared.suspicion.suspicions) == 0
+
+
+def test_equal_lengths_are_no_repetition():
+    """Clipped gradients are as long in each step, to the bit."""
+    rows = jax.vmap(gradients)(jax.random.split(jax.random.key(4), 20))
+    clipped = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    state, _ = run(all_reduce("data", rule=rules.median()), clipped)
+    assert int(state.shared.suspicion.suspicions) == 0
+
+
+def test_what_says_nothing_names_nobody():
+    nothing = jnp.zeros((WORKERS, 3))
+    state = no_suspicion()
+    for step in range(3):
+        state = looked_at(nothing, state._replace(spread=jnp.float32(0)), jnp.int32(step))
+    assert int(state.suspicions) == 0
+    state = looked_at(jnp.full((WORKERS, 3), jnp.nan), state, jnp.int32(3))
+    assert int(state.suspicions) == 0
+    # At the center of the others: nothing to fear.
+    state = looked_at(jnp.zeros((WORKERS, 3)).at[0].set(1.0).at[1].set(-1.0), no_suspicion(), jnp.int32(0))
+    assert int(state.suspect) not in range(2, WORKERS)
+    # The control: one of them alone is not finite.
+    assert int(looked_at(nothing.at[5].set(jnp.nan), no_suspicion(), jnp.int32(3)).suspect) == 5

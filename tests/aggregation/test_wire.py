@@ -93,6 +93,12 @@ LINES = {
 @pytest.mark.parametrize("line", LINES)
 def test_collectives_by_hand(line):
     assert collectives(f"ENTRY {{\n  {line}\n}}") == [Collective(*LINES[line])]
+    whole = "HloModule m, num_partitions=4\n%a = f32[8]{0} all-reduce(f32[8]{0} %x), replica_groups={}, to_apply=%add"
+    assert collectives(whole) == [Collective("all-reduce", "f32", 8, 48)]
+    with pytest.raises(ValueError, match="must say how many devices take part"):
+        collectives("%a = f32[8]{0} all-reduce(f32[8]{0} %x), replica_groups={}, to_apply=%add")
+    with pytest.raises(ValueError, match="must name a dtype of real numbers"):
+        collectives("%a = c64[8]{0} all-reduce(c64[8]{0} %x), replica_groups={{0,1}}, to_apply=%add")
     assert collectives("%d = u8[16] all-gather-done(%g)\n%x = f32[8] add(f32[8] %a, f32[8] %b)") == []
 
 

@@ -147,6 +147,19 @@ def test_saved_on_eight_devices_and_resumed_on_fewer(experiment, tmp_path, devic
     assert abs(rows[6]["clean_accuracy"] - went_on[6]) < fresh / 2
 
 
+def test_a_memory_of_columns_begins_afresh_on_another_number_of_devices(experiment, tmp_path):
+    def clipping(workers):
+        codec = codecs.error_feedback(codecs.sign(16))
+        options = {"codec": codec, "rule": rules.centered_clipping(1.0), "workers": workers}
+        return all_reduce("data", broadcast_codec=codec, key=jax.random.key(0), **options)
+
+    experiment = replace(experiment, reduce=clipping(8), steps=6)
+    train.fit(experiment, tmp_path / "run", devices=jax.devices())
+    fewer = replace(experiment, reduce=clipping(2), steps=8)
+    fitted = train.fit(fewer, tmp_path / "run", devices=jax.devices()[:2])
+    assert [row["step"] for row in fitted.rows if "split" not in row] == list(range(1, 9))
+
+
 def test_what_refresh_changed_is_restored(experiment, tmp_path):
     """Strata that the model chose at step 3 are in the checkpoint of step 4; without them the run would part."""
     images, labels = np.random.default_rng(0).random((64, 8, 8, 1), np.float32), np.arange(64) % 10

@@ -59,7 +59,8 @@ def error_feedback(codec: Codec, relative_variance: float = 0.0) -> Codec:
         wanted = x.astype(jnp.float32) + error
         wire, own = codec.encode(key, wanted, (shared, own))
         left = wanted - decode(wire, shared)[: wanted.size]
-        return wire, (jnp.where(jnp.isfinite(left), left, error), own)
+        # A reduction leaves out a vector that is not finite as a whole: none of it was sent.
+        return wire, (jnp.where(jnp.all(jnp.isfinite(left)), left, error), own)
 
     def decode(wire: PyTree, shared: State) -> Array:
         return factor * codec.decode(wire, shared)

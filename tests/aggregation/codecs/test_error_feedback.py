@@ -60,3 +60,15 @@ def test_a_vector_that_is_not_finite_leaves_the_memory_as_it_was():
     assert np.isfinite(np.asarray(own[0])).all()
     assert sizes[3] == sizes[2] != sizes[1]
     assert np.isfinite(sent[4]).all()
+
+
+def test_one_bad_number_keeps_the_whole_memory():
+    """The reduction leaves the whole vector out, so that no bucket of it was sent."""
+    codec = codecs.error_feedback(codecs.sign(4))
+    before = jnp.arange(8.0)
+    shared, (_, own) = codec.init(8)
+    x = jnp.array([jnp.nan, 1.0, 1.0, 1.0, 1.0, -3.0, 2.0, 5.0])
+    _, (after, _) = codec.encode(jax.random.key(0), x, (shared, (before, own)))
+    np.testing.assert_array_equal(after, before)
+    _, (moved, _) = codec.encode(jax.random.key(0), x.at[0].set(1.0), (shared, (before, own)))
+    assert not np.array_equal(moved, before)
