@@ -1,11 +1,13 @@
 """CIFAR-10 with quantized gradients: every scheme, three seeds, the recipe of configs/cifar10_quantized.py.
 
     python tests/benchmarks/quantized_training.py DIRECTORY RESULTS.jsonl [SCHEME ...]      train what is missing
-    python tests/benchmarks/quantized_training.py table RESULTS.jsonl                       print the table
+    python tests/benchmarks/quantized_training.py DIRECTORY RESULTS.jsonl sweep             the grid, one seed
+    python tests/benchmarks/quantized_training.py table RESULTS.jsonl ...                   print the tables
 
-A scheme is CODEC-BITS-BUCKET, as alq-3-8192, with "-both" behind it where both hops are packed. A run adds a row to the
-file: test accuracy, bits sent for a coordinate, and beside these nominal bits the entropy of the codes and the variance
-of rounding relative to the gradient, measured every 200 steps on one worker's gradient, with the levels.
+A scheme is CODEC-BITS-BUCKET, as alq-3-8192; behind it "-both" where both hops are packed, or "-everyN" for levels that
+move every N steps in place of 500. A run adds a row to the file: test accuracy, bits sent for a coordinate, and beside
+these nominal bits the entropy of the codes and the variance of rounding relative to the gradient, measured every 200
+steps on one worker's gradient, with the levels, the gradient's norm and quantiles of its coordinates in their buckets.
 """
 
 import json
@@ -43,13 +45,21 @@ SCHEMES = (
     "nuqsgd-4-8192-both",
     "alq-3-8192-both",
 )
+SCHEDULES = {"qsgd_inf": ("",), "alq": ("-every100", "", "-every2000")}
+SWEEP = {
+    codec: [f"{codec}-{bits}-{bucket}{every}" for bits in (2, 3, 4) for bucket in (1024, 8192) for every in schedules]
+    for codec, schedules in SCHEDULES.items()
+}
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 def build(scheme, seed, directory):
     """The experiment of a scheme."""
-    name, bits, bucket, *both = scheme.split("-")
-    flags = {"scheme": name, "bits": int(bits), "bucket_size": int(bucket), "both_hops": bool(both), "steps": STEPS}
-    return train.configure(CONFIG, {**flags, "seed": seed, "data_dir": directory}).build()
+    name, bits, bucket, *more = scheme.split("-")
+    flags = {"scheme": name, "bits": int(bits), "bucket_size": int(bucket), "both_hops": more == ["both"]}
+    if more and more != ["both"]:
+        flags["adapt_every"] = int(more[0].removeprefix("every"))
+    return train.configure(CONFIG, {**flags, "steps": STEPS, "seed": seed, "data_dir": directory}).build()
 
 
 def gradient_of(experiment):
@@ -80,6 +90,14 @@ def measured(codec, levels, vector, bits):
     return float(codecs.entropy(codecs.symbol_counts(codes, 2**bits))), error
 
 
+def statistics(vector, bucket_size):
+    """Norm of a gradient, and quantiles of its coordinates' sizes relative to the largest of their bucket."""
+    buckets = np.abs(np.pad(np.asarray(vector), (0, -vector.size % bucket_size)).reshape(-1, bucket_size))
+    largest = buckets.max(axis=1, keepdims=True)
+    ratios = (buckets / np.where(largest > 0, largest, 1.0)).reshape(-1)[: vector.size]
+    return {"norm": float(jnp.linalg.norm(vector)), "quantiles": np.quantile(ratios, QUANTILES).tolist()}
+
+
 def run(scheme, seed, directory):
     """Train one scheme with one seed."""
     experiment, bits = build(scheme, seed, directory), int(scheme.split("-")[1])
@@ -94,7 +112,8 @@ def run(scheme, seed, directory):
             vector = gradient(state.params["model"], source, step)
             entropy, error = measured(codec, levels, vector, bits)
             kept = np.asarray(levels.levels).tolist() if hasattr(levels, "levels") else None
-            along.append({"step": step, "entropy": entropy, "error": error, "levels": kept})
+            point = {"step": step, "entropy": entropy, "error": error, "levels": kept}
+            along.append(point | statistics(vector, codec.bucket_size))
         state, reduction, metrics = trainer.step(state, reduction, source, ())
     predict = predictor(trainer, state)
     found = experiment.evaluate(keys_of_run(seed).evaluation, predict, sharded(experiment.test, trainer))
@@ -130,12 +149,22 @@ def table(rows):
             f"{scheme} | {np.mean(found):.2f} ({min(found):.2f}, {max(found):.2f}), {len(found)} seeds | "
             f"{np.mean(found) - 100 * exact:+.2f} | {entropy} | {np.mean(errors):.3g}"
         )
+    first = {row["scheme"]: 100 * row["accuracy"] for row in rows if row["seed"] == SEEDS[0]}
+    for codec, schemes in SWEEP.items():
+        found = [first[scheme] for scheme in schemes if scheme in first]
+        if found:
+            print(
+                f"sweep of {codec}, seed {SEEDS[0]}, {len(found)} of {len(schemes)} settings: {min(found):.2f} to "
+                f"{max(found):.2f} %, a spread of {max(found) - min(found):.2f} points"
+            )
 
 
 def main(directory, results, *schemes):
     """Train what the file does not hold yet."""
-    path = Path(results)
-    for seed in SEEDS:
+    path, seeds = Path(results), SEEDS
+    if schemes == ("sweep",):
+        schemes, seeds = [scheme for each in SWEEP.values() for scheme in each], SEEDS[:1]
+    for seed in seeds:
         for scheme in schemes or SCHEMES:
             rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
             if any((row["scheme"], row["seed"]) == (scheme, seed) for row in rows):
@@ -148,6 +177,6 @@ def main(directory, results, *schemes):
 
 if __name__ == "__main__":
     if sys.argv[1] == "table":
-        table([json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()])
+        table([json.loads(line) for name in sys.argv[2:] for line in Path(name).read_text().splitlines()])
     else:
         main(*sys.argv[1:])
