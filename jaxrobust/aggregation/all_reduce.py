@@ -31,12 +31,16 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.codecs.float32 import float32
+from jaxrobust.aggregation.codecs.quantization import LONG
 from jaxrobust.aggregation.packing import wire_bits
+from jaxrobust.aggregation.rules.distances import finite_rows
 from jaxrobust.aggregation.rules.mean import mean
 from jaxrobust.aggregation.suspicion import Suspicion, no_suspicion, suspect
 from jaxrobust.typing import Array, AxisName, Codec, Key, Params, PyTree, Rule, State
 
 _FLOAT32, _MEAN = float32(), mean()
+# Messages of a vector longer than LONG are read so many at a time: a tile of a TPU's memory has so many rows.
+TOGETHER = 8
 
 
 class Shared(NamedTuple):
@@ -215,7 +219,7 @@ def all_reduce(
         levels = codec.adapt(codec.observe(vector, (shared.codec, own.codec), every))
         message, memory = codec.encode(_folded(step_key, position), vector, (levels, own.codec))
         slices = jax.tree.map(lambda leaf: _cut(leaf, number), message)
-        columns = jax.vmap(lambda part: codec.decode(part, levels))(axes.exchange(slices, axis_name))
+        columns = _decoded(lambda part: codec.decode(part, levels), axes.exchange(slices, axis_name), vector.size)
 
         broken = axes.total(jnp.sum(~jnp.isfinite(columns), axis=1, dtype=jnp.int32), every)
         alive = broken == 0
@@ -224,7 +228,8 @@ def all_reduce(
         back = broadcast_codec.adapt(broadcast_codec.observe(column, (shared.broadcast, own.broadcast), every))
         back_key = _folded(_folded(step_key, total + 1), position)
         answer, memory_back = broadcast_codec.encode(back_key, column, (back, own.broadcast))
-        parts = jax.vmap(lambda part: broadcast_codec.decode(part, back)[: column.size])(axes.gather(answer, axis_name))
+        answers = axes.gather(answer, axis_name)
+        parts = _decoded(lambda part: broadcast_codec.decode(part, back)[: column.size], answers, vector.size)
         joined = parts.reshape(-1)[: vector.size]
         if inner_axis is not None:
             joined = axes.gather(joined, inner_axis).reshape(-1)[: whole.size]
@@ -291,8 +296,7 @@ def aggregate(rule: Rule, stacked: Array, *, key: Key | None = None) -> Array:
     """
     if jnp.ndim(stacked) != 2:
         raise ValueError(f"stacked must be [workers, dimension], got shape {jnp.shape(stacked)}: ravel each vector")
-    alive = jnp.all(jnp.isfinite(stacked), axis=1)
-    return rule.apply(key, stacked, alive, rule.init(*stacked.shape), None)[0]
+    return rule.apply(key, stacked, finite_rows(stacked), rule.init(*stacked.shape), None)[0]
 
 
 def columns_of(dimension: int, bucket_size: int, workers: int) -> int:
@@ -318,6 +322,11 @@ def _cut(leaf: Array, parts: int) -> Array:
     """Entries of the leading axis, padded with zeros, in parts of equal length."""
     padded = jnp.pad(leaf, [(0, -leaf.shape[0] % parts)] + [(0, 0)] * (leaf.ndim - 1))
     return padded.reshape(parts, -1, *leaf.shape[1:])
+
+
+def _decoded(decode: Callable[[PyTree], Array], messages: PyTree, dimension: int) -> Array:
+    """Every worker's message read, `[n, m]`; long ones a few workers at a time, with copies of a few rows alone."""
+    return jax.lax.map(decode, messages, batch_size=TOGETHER) if dimension > LONG else jax.vmap(decode)(messages)
 
 
 def _mean_slice(vector: Array, axis: str, workers: int) -> Array:

@@ -21,7 +21,7 @@ from jaxrobust.typing import Array, Key
 _ROTATIONS, _PARITY, _ROUNDS = (13, 15, 26, 6, 17, 29, 16, 24), 0x1BD11BDA, 20
 
 
-def uniform_lanes(key: Key, buckets: int, columns: int, first: int = 0) -> list[Array]:
+def uniform_lanes(key: Key, buckets: int, columns: int, first: int | Array = 0) -> list[Array]:
     """Draws in [0, 1) for eight lanes of every bucket, in multiples of 2^-23.
 
     Args:
@@ -41,7 +41,7 @@ def uniform_lanes(key: Key, buckets: int, columns: int, first: int = 0) -> list[
     """
     secret = jax.random.bits(key, (2,), jnp.uint32)
     bucket, column = (jax.lax.broadcasted_iota(jnp.uint32, (buckets, columns), axis) for axis in (0, 1))
-    bucket += jnp.uint32(first)
+    bucket += jnp.asarray(first, jnp.uint32)
     words: list[Array] = []
     for half in (0, 1):
         for word in threefry(secret[0], secret[1], bucket, column * jnp.uint32(2) + jnp.uint32(half)):

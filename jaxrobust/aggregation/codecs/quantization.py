@@ -13,6 +13,7 @@ norm beyond float32, comes back not finite as a whole.
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,10 @@ from jaxrobust.aggregation.codecs.levels import Rounding
 from jaxrobust.aggregation.packing import join, pack, split, unpack
 from jaxrobust.geometry import Geometry
 from jaxrobust.typing import Array, Key
+
+
+# Coordinates that are rounded at a time where there are more than LONG.
+BLOCK, LONG = 2**24, 2**26
 
 
 class Quantized(NamedTuple):
@@ -58,11 +63,16 @@ def quantize(
       >>> quantize(jax.random.key(0), x, uniform(2).rounding, bits=2, bucket_size=2).scale.tolist()
       [2.0, 0.0]
     """
-    whole = x.size // bucket_size
-    # The ragged end by itself: padding all of a long vector costs more than rounding it.
-    parts = [(0, x[: whole * bucket_size]), (whole, x[whole * bucket_size :])]
+    # A very long vector goes block by block, for between the vector and its codes lie some copies of a block. The ragged
+    # end goes by itself: padding all of a long vector costs more than rounding it.
+    whole, block = x.size // bucket_size, max(1, BLOCK // bucket_size)
+    blocks = whole // block if whole > LONG // bucket_size else 0
+    parts = [
+        (first, x[first * bucket_size : last * bucket_size])
+        for first, last in ((blocks * block, whole), (whole, -(-x.size // bucket_size)))
+    ]
 
-    def rounded(first: int, part: Array) -> Quantized:
+    def rounded(first: int | Array, part: Array) -> Quantized:
         buckets = bucketed(part, bucket_size)
         scale = norms(buckets, exponent)
         lanes = split(normalized(buckets, scale), 8)
@@ -70,7 +80,14 @@ def quantize(
         codes = join([rounding(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
         return Quantized(pack(codes, bits), scale)
 
+    def rounded_block(number: Array) -> Quantized:
+        length = block * bucket_size
+        return rounded(number * block, jax.lax.dynamic_slice_in_dim(x, number * length, length))
+
     wires = [rounded(first, part) for first, part in parts if part.size]
+    if blocks:
+        stacked = jax.lax.map(rounded_block, jnp.arange(blocks))
+        wires.insert(0, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked))
     return wires[0] if len(wires) == 1 else Quantized(*(jnp.concatenate(leaves) for leaves in zip(*wires, strict=True)))
 
 
