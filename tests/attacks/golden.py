@@ -6,27 +6,14 @@ import numpy as np
 
 
 def model(shared, name, dtype="float64"):
-    """Logits `[batch, 10]` of images `[batch, 8, 8, 1]`, with 200 images and labels; name is "std" or "at"."""
+    """Logits `[batch, 10]` of images `[batch, 8, 8, 1]`, with 200 images and labels; name is "std" or "at".
+
+    The function is a pytree of its weights: given to a compiled program, both networks share it.
+    """
     stored = np.load(shared / "golden" / "autoattack" / f"{name}_model.npz")
     weights = {key[2:]: jnp.asarray(stored[key], dtype) for key in stored if key.startswith("w.")}
-
-    def convolve(x, layer, stride):
-        kernel = weights[f"{layer}.weight"].transpose(2, 3, 1, 0)
-        pads = ((1, 1), (1, 1))
-        found = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jax.nn.relu(found + weights[f"{layer}.bias"])
-
-    def dense(x, layer):
-        return x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
-
-    def logits_fn(images):
-        features = convolve(convolve(images, "conv1", 1), "conv2", 2).transpose(0, 3, 1, 2)
-        return dense(jax.nn.relu(dense(features.reshape(len(images), -1), "fc1")), "fc2")
-
     images = jnp.asarray(stored["images"].transpose(0, 2, 3, 1), dtype)
-    return logits_fn, images, jnp.asarray(stored["labels"], "int32")
+    return jax.tree_util.Partial(_logits, weights), images, jnp.asarray(stored["labels"], int)
 
 
 def traces(shared, name, norm):
@@ -40,3 +27,19 @@ def traces(shared, name, norm):
 def pieces(shared):
     """Projections and Square's schedule and bumps, as stored."""
     return dict(np.load(shared / "golden" / "autoattack" / "pieces.npz"))
+
+
+def _logits(weights, images):
+    def convolve(x, layer, stride):
+        kernel = weights[f"{layer}.weight"].transpose(2, 3, 1, 0)
+        pads = ((1, 1), (1, 1))
+        found = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.nn.relu(found + weights[f"{layer}.bias"])
+
+    def dense(x, layer):
+        return x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+
+    features = convolve(convolve(images, "conv1", 1), "conv2", 2).transpose(0, 3, 1, 2)
+    return dense(jax.nn.relu(dense(features.reshape(len(images), -1), "fc1")), "fc2")
