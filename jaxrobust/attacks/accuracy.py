@@ -119,15 +119,16 @@ def accuracy(
         pictures = None
         if gallery and shown is not None:
             batch = source.batch(state, 0, jnp.arange(min(gallery, source.size)), source.size)
-            pictures = Gallery(*map(_host, show(shown, key, predict, batch)))
+            pictures = Gallery(*map(gathered, show(shown, key, predict, batch)))
         return Evaluated(metrics, kept, pictures)
 
     return evaluate
 
 
-def _host(array: Array) -> np.ndarray:
+def gathered(array: Array | np.ndarray) -> np.ndarray:
     """An array as NumPy's, gathered first where its parts lie on several processes."""
-    return np.asarray(array if array.is_fully_addressable else process_allgather(array, tiled=True))
+    here = not isinstance(array, jax.Array) or array.is_fully_addressable
+    return np.asarray(array if here else process_allgather(array, tiled=True))
 
 
 def _right(predict: Predict, images: Array, batch: Batch) -> Array:

@@ -115,7 +115,8 @@ class Search:
 
             def ask(carry: tuple[SearchState, Array]) -> tuple[SearchState, Array]:
                 state, count = carry
-                return step(self, logits_fn, folded(draws, count), state, images, labels), count + 1
+                own = folded(draws, count) if isinstance(logits_fn, Randomized) else draws
+                return step(self, logits_fn, own, state, images, labels), count + 1
 
             state, _ = jax.lax.while_loop(more, ask, (state, jnp.int32(0)))
             better = state.broken | (run == 0)

@@ -1,5 +1,6 @@
 """What a run shows: its rows, a progress bar, a page, and tables of several runs."""
 
+from jaxrobust.report.attack_progress import attack_progress as attack_progress
 from jaxrobust.report.compare import compare as compare
 from jaxrobust.report.page import write_report as write_report
 from jaxrobust.report.progress import progress as progress

@@ -19,12 +19,15 @@ INTERVAL = 10.0
 class Progress:
     """What `progress` returns; a context manager."""
 
-    def __init__(self, total_steps: int, start: int, stream: TextIO, quiet: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, total_steps: int, start: int, stream: TextIO, quiet: bool, clock: Callable[[], float], unit: str
+    ) -> None:
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         if not 0 <= start <= total_steps:
             raise ValueError(f"start must be in [0, {total_steps}], got {start}")
         self._total, self._start, self._stream, self._quiet, self._clock = total_steps, start, stream, quiet, clock
+        self._unit = unit
         self._first: tuple[float, int] | None = None
         self._said: float | None = None
         self._unsaid = ""
@@ -57,9 +60,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif self._said is None or now - self._said >= INTERVAL:
-            self._say(f"step {step}/{self._total}  {text}".rstrip(), now)
+            self._say(f"{self._unit} {step}/{self._total}  {text}".rstrip(), now)
         else:
-            self._unsaid = f"step {step}/{self._total}  {text}".rstrip()
+            self._unsaid = f"{self._unit} {step}/{self._total}  {text}".rstrip()
 
     def line(self, text: str) -> None:
         """Print a message without breaking the bar."""
@@ -110,6 +113,7 @@ def progress(
     *,
     quiet: bool = False,
     clock: Callable[[], float] = time.monotonic,
+    unit: str = "step",
 ) -> Progress:
     """Show how far a run is, with its loss, accuracies, speed and the time left.
 
@@ -120,6 +124,7 @@ def progress(
         the last update. Standard error by default.
       quiet: show nothing, as all processes but the first do.
       clock: seconds.
+      unit: what is counted.
 
     Returns:
       A context manager with `update(step, loss=, clean=, robust=, images_per_second=)` and `line(text)`.
@@ -136,4 +141,4 @@ def progress(
 
     Reference: McGugan, "Rich", https://github.com/Textualize/rich, 2020.
     """
-    return Progress(total_steps, start, sys.stderr if stream is None else stream, quiet, clock)
+    return Progress(total_steps, start, sys.stderr if stream is None else stream, quiet, clock, unit)

@@ -23,7 +23,6 @@ from jaxrobust.aggregation.packing import join, pack, split, unpack
 from jaxrobust.geometry import Geometry
 from jaxrobust.typing import Array, Key
 
-
 # Coordinates that are rounded at a time where there are more than LONG.
 BLOCK, LONG = 2**24, 2**26
 
@@ -63,8 +62,8 @@ def quantize(
       >>> quantize(jax.random.key(0), x, uniform(2).rounding, bits=2, bucket_size=2).scale.tolist()
       [2.0, 0.0]
     """
-    # A very long vector goes block by block, for between the vector and its codes lie some copies of a block. The ragged
-    # end goes by itself: padding all of a long vector costs more than rounding it.
+    # A very long vector goes block by block: between it and its codes lie some copies of a block alone. The ragged end
+    # goes by itself: padding all of a long vector costs more than rounding it.
     whole, block = x.size // bucket_size, max(1, BLOCK // bucket_size)
     blocks = whole // block if whole > LONG // bucket_size else 0
     parts = [

@@ -1,0 +1,116 @@
+"""What makes an evaluation doubtful, and what to do about it.
+
+Attacks that climb gradients mistake a model without gradients for a robust one; a model that draws, or that looks at
+the whole batch, is not the function that they climb. None of this is proof of a fault: each line says what to look at.
+
+Reference: Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+Attacks", https://arxiv.org/abs/2003.01690, 2020; Tramer, Carlini, Brendel and Madry, "On Adaptive Attacks to
+Adversarial Example Defenses", https://arxiv.org/abs/2002.08347, 2020.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks import losses
+from jaxrobust.attacks.pgd import per_example_keys
+from jaxrobust.attacks.search import answer_logits, folded
+from jaxrobust.typing import Array, Key, Predict
+
+AGAIN, SAME, SIMPLEX, HELPED = 4, 1e-4, 1e-5, 0.002
+
+
+def before_attacks(
+    key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
+) -> list[str]:
+    """Look at a model on one batch.
+
+    Args:
+      key: for a model that draws.
+      logits_fn: the classifier, or a `Randomized`.
+      images: `[batch, ...]` in [0, 1].
+      labels: `[batch]`.
+      logits: `[example, class]`, what it said of all examples.
+
+    Returns:
+      One line for each doubt.
+    """
+    batch, classes = jnp.asarray(images), jnp.asarray(labels)
+    keys, told = per_example_keys(key, len(batch)), []
+    asked = jax.jit(answer_logits)
+    first = _unit(asked(logits_fn, keys, batch))
+    drawn = [_unit(asked(logits_fn, folded(keys, number), batch)) for number in range(AGAIN)]
+    if max(float(jnp.max(jnp.linalg.norm(other - first, axis=1))) for other in drawn) > SAME:
+        told.append(
+            "the model draws: the same images gave other logits; take autoattack(..., version='rand'), and read "
+            "Square's and FAB's part with care"
+        )
+    elif len(batch) > 1:
+        # One half in the other one's place too: the program's shape stays, and nothing compiles anew.
+        rows = len(batch) // 2
+        half = jnp.concatenate([batch[: len(batch) - rows], batch[:rows]])
+        if float(jnp.max(jnp.linalg.norm(_unit(asked(logits_fn, keys, half))[:rows] - first[:rows], axis=1))) > 1e-2:
+            told.append(
+                "an image's logits depend on the others of its batch, as those of a model in training mode do: pass "
+                "logits of the evaluation mode, with running batch statistics and without dropout"
+            )
+    inside = np.min(logits) >= -SIMPLEX and np.max(logits) <= 1 + SIMPLEX
+    if inside and np.abs(logits.sum(1) - 1).max() < SIMPLEX:
+        told.append("the outputs are probabilities, whose gradients vanish: pass logits, without the softmax")
+    if logits.shape[1] < 4:
+        told.append(
+            f"there are {logits.shape[1]} classes: the targeted ratio of logits is not defined below 4, nor the "
+            "untargeted one below 3, and attacks take the margin in its place"
+        )
+    flat = _without_gradient(logits_fn, keys, batch, classes)
+    if flat:
+        told.append(
+            f"{flat} of {len(images)} images have a gradient of exactly 0: something masks it (a step function, "
+            "saturation, quantization); put a smooth stand-in behind it, or rely on Square and on transfer"
+        )
+    return told
+
+
+def after_attacks(names: Sequence[str], correct: np.ndarray) -> list[str]:
+    """Look at who broke what.
+
+    Args:
+      names: of the attacks, in order.
+      correct: `[attack, example]`, cumulative.
+
+    Returns:
+      One line for each doubt.
+    """
+    left = correct.mean(axis=1)
+    helped = [name for at, name in enumerate(names) if at and name == "square" and left[at - 1] - left[at] > HELPED]
+    return [
+        f"{name} broke what no gradient had broken: gradients are masked; attack a smooth stand-in of the model too"
+        for name in helped
+    ]
+
+
+def _without_gradient(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> int:
+    """How many images' loss has a gradient of exactly zero, though they are classified rightly."""
+
+    @jax.jit
+    def count(logits_fn: Predict, images: Array) -> Array:
+        def loss(points: Array) -> tuple[Array, Array]:
+            logits = answer_logits(logits_fn, keys, points)
+            return jnp.sum(losses.margin(logits, labels)), jnp.argmax(logits, axis=-1) == labels
+
+        slopes, right = jax.grad(loss, has_aux=True)(images)
+        return jnp.sum(right & jnp.all(slopes.reshape(len(images), -1) == 0, axis=1))
+
+    try:
+        return int(count(logits_fn, images))
+    except ValueError as error:
+        # A model behind a callback has no gradient at all: attacks that need one say so themselves.
+        if "callback" in str(error).lower():
+            return 0
+        raise
+
+
+def _unit(logits: Array) -> Array:
+    return logits / jnp.maximum(jnp.linalg.norm(logits, axis=1, keepdims=True), jnp.finfo(logits.dtype).tiny)

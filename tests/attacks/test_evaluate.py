@@ -1,0 +1,353 @@
+"""Evaluation under a suite: the worst case, whatever the size of the batch, the devices, or a kill in the middle."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from jaxrobust import attacks, geometry
+from jaxrobust.attacks import evaluation_file
+from jaxrobust.attacks.evaluate import evaluate
+from jaxrobust.attacks.search import Randomized, Search, SearchState
+
+RADIUS, KEY = 0.02, jax.random.key(3)
+
+
+def climb(runs=2, questions=6, radius=RADIUS, name="climb"):
+    """Gradient signs from a random start: a search with every part that the driver has to do with."""
+    ball = geometry.linf()
+
+    def init(key, image, label, logits, run):
+        noise = jax.random.uniform(key, image.shape, image.dtype, -radius, radius)
+        return SearchState(
+            geometry.within(ball, image, image + noise, radius), image, jnp.bool_(False), jnp.bool_(False), jnp.int32(0)
+        )
+
+    def tell(state, image, label, answer):
+        wrong = jnp.argmax(answer.logits) != label
+        moved = state.point + radius / 4 * jnp.sign(answer.gradient)
+        return SearchState(
+            geometry.within(ball, image, moved, radius),
+            jnp.where(wrong, state.point, state.found),
+            state.broken | wrong,
+            state.memory + 1 >= questions,
+            state.memory + 1,
+        )
+
+    def loss(memory, logits, label):
+        return attacks.losses.cross_entropy(logits[None], label[None])[0]
+
+    return Search(name, ball, radius, init, tell, loss=loss, runs=lambda classes: runs)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A linear classifier of 83 digits that is right on nearly all; its robust accuracy is known in closed form."""
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    images, labels = (images / 16).astype(np.float32)[:83], labels[:83].astype(np.int32)
+    weights = np.linalg.lstsq(images - 0.5, np.eye(10)[labels], rcond=None)[0].astype(np.float32)
+    labels[5] = (labels[5] + 1) % 10
+    return jax.tree_util.Partial(lambda w, x: (x - 0.5) @ w, jnp.asarray(weights)), images, labels
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    return evaluate(
+        KEY, *model, {"climb": climb(), "pgd": attacks.pgd(geometry.linf(), RADIUS, steps=3)}, batch_size=24
+    )
+
+
+def test_a_result_is_the_worst_case(model, found):
+    logits_fn, images, labels = model
+    assert found.names == ("climb", "pgd")
+    assert found.correct.shape == (2, 83)
+    assert found.adversarial.shape == (83, 64)
+    np.testing.assert_array_equal(found.clean, np.argmax(logits_fn(images), 1) == labels)
+    assert not found.clean[5]
+    assert found.clean.mean() > 0.9
+    # Cumulative: who is lost is lost for ever; the clean image stands where nothing was found.
+    assert (found.correct[0] <= found.clean).all()
+    assert (found.correct[1] <= found.correct[0]).all()
+    still = np.argmax(logits_fn(found.adversarial), 1) == labels
+    np.testing.assert_array_equal(still, found.correct[-1])
+    np.testing.assert_array_equal(found.adversarial[still], images[still])
+    np.testing.assert_array_equal(found.adversarial[~found.clean], images[~found.clean])
+    assert 0 < found.robust_accuracy < found.clean_accuracy
+    assert found.robust_accuracy == np.asarray(still).mean()
+    assert found.warnings == ()
+
+
+def test_its_robust_accuracy_is_the_closed_form_of_a_linear_model(model):
+    _, images, labels = model
+    # Far from the walls of the box: the margin against the dual norm of the weights' difference.
+    images, labels = (0.25 + images / 2).astype(np.float32), labels % 2
+    weights = np.linalg.lstsq(images - 0.5, 2.0 * labels - 1, rcond=None)[0].astype(np.float32)
+    margins = (2.0 * labels - 1) * ((images - 0.5) @ weights)
+    radius = float(np.median(margins) / np.abs(weights).sum())
+    robust = margins > radius * np.abs(weights).sum()
+    suite = {"climb": climb(radius=radius)}
+    found = evaluate(
+        KEY, lambda x: ((x - 0.5) @ weights)[:, None] * jnp.array([0.0, 1.0]), images, labels, suite, check=False
+    )
+    assert 0.1 < robust.mean() < found.clean_accuracy - 0.1
+    np.testing.assert_array_equal(found.correct[0], robust)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 500])
+def test_the_size_of_a_batch_changes_nothing(model, found, batch_size):
+    if batch_size == 1:
+        model = model[0], model[1][:9], model[2][:9]
+    other = evaluate(
+        KEY, *model, {"climb": climb(), "pgd": attacks.pgd(geometry.linf(), RADIUS, steps=3)}, batch_size=batch_size
+    )
+    count = len(model[1])
+    np.testing.assert_array_equal(other.correct, found.correct[:, :count])
+    np.testing.assert_allclose(other.adversarial, found.adversarial[:count], rtol=0, atol=1e-6)
+
+
+def test_another_key_is_another_search(model, found):
+    other = evaluate(jax.random.key(4), *model, {"climb": climb()})
+    assert (other.adversarial != found.adversarial).any()
+
+
+def test_nobody_is_asked_more_than_needed(model):
+    """Questions are those of a loop over examples that stops at the first success."""
+    logits_fn, images, labels = model
+    images, labels = images[:12], labels[:12]
+    found = evaluate(KEY, logits_fn, images, labels, {"climb": climb()}, batch_size=8)
+    search, expected, own = climb(), 0, jax.random.fold_in(KEY, 0)
+    start = jax.jit(lambda key, image, label, run: search.init(jax.random.fold_in(key, run), image, label, None, run))
+    tell = jax.jit(search.tell)
+    slope = jax.jit(
+        jax.value_and_grad(lambda x, y: (search.loss(None, logits_fn(x[None])[0], y), logits_fn(x[None])[0])[0])
+    )
+    for number in np.flatnonzero(found.clean):
+        image, label, broken = images[number], labels[number], False
+        for run in range(2):
+            state = start(jax.random.fold_in(own, number), image, label, run)
+            while not (state.done or broken):
+                value, gradient = slope(state.point, label)
+                answer = attacks.search.Answer(logits_fn(state.point[None])[0], value, gradient)
+                state, expected = tell(state, image, label, answer), expected + 1
+                broken = broken or bool(state.broken)
+            if broken:
+                break
+        assert broken != found.correct[0, number]
+    assert found.questions[0] == expected
+    assert expected < 12 * found.clean.sum()
+
+
+def test_one_program_whatever_the_number_of_images(model):
+    logits_fn, images, labels = model
+    search, traced = climb(), []
+
+    def counted(images):
+        traced.append(len(images))
+        return logits_fn(images)
+
+    for count in (16, 83, 40):
+        evaluate(KEY, counted, images[:count], labels[:count], {"climb": search}, batch_size=16, check=False)
+    assert set(traced) == {16}
+    # Of the clean images, of one search's step: one program each, traced a fixed number of times.
+    assert len(traced) <= 6
+
+
+def test_killed_and_started_again_is_as_if_never_killed(model, found, tmp_path, monkeypatch):
+    suite = {"climb": climb(), "pgd": attacks.pgd(geometry.linf(), RADIUS, steps=3)}
+    monkeypatch.setattr(evaluation_file, "EVERY_SECONDS", 0.0)
+    for stop_at in ("climb", "pgd"):
+        file = tmp_path / f"{stop_at}.npz"
+
+        def kill(standing, stop_at=stop_at):
+            if standing.name == stop_at and standing.settled > standing.total // 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(KEY, *model, suite, batch_size=8, file=file, progress=kill)
+        seen = []
+        again = evaluate(KEY, *model, suite, batch_size=8, file=file, progress=seen.append)
+        np.testing.assert_array_equal(again.correct, found.correct)
+        np.testing.assert_allclose(again.adversarial, found.adversarial, rtol=0, atol=1e-6)
+        assert [standing.name for standing in seen].count("climb") < 10 or stop_at == "climb"
+        assert seen[0].name == stop_at
+        assert seen[0].settled > seen[0].total // 3
+        # Once it is through, everything is read.
+        finished = evaluate(KEY, *model, suite, batch_size=8, file=file, progress=lambda _: pytest.fail("asked again"))
+        np.testing.assert_array_equal(finished.correct, found.correct)
+
+
+@pytest.mark.slow
+def test_a_process_killed_outright_goes_on(tmp_path):
+    """By signal, in the middle of a search; what a third process finds without a file is the same."""
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        import jax, jax.numpy as jnp, numpy as np
+        from jaxrobust import attacks, geometry
+        from jaxrobust.attacks import evaluation_file
+        evaluation_file.EVERY_SECONDS = 0.0
+        file, kill = sys.argv[1] or None, sys.argv[2] == "kill"
+        random = np.random.default_rng(0)
+        weights = jnp.asarray(random.standard_normal((16, 5)), jnp.float32)
+        images = random.random((60, 16)).astype(np.float32)
+        logits_fn = lambda x: (x - 0.5) @ weights
+        labels = np.asarray(logits_fn(images)).argmax(1)
+        def progress(standing):
+            if kill and standing.name == "square" and standing.settled > 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        apgd, square = attacks.apgd(geometry.linf(), 0.02, steps=5), attacks.square(geometry.linf(), 0.04, queries=40)
+        found = attacks.evaluate(
+            jax.random.key(0), logits_fn, images, labels, [apgd, square], batch_size=8, file=file, progress=progress
+        )
+        np.savez(sys.argv[3], correct=found.correct, adversarial=found.adversarial)
+        """
+    )
+    out, file = [str(tmp_path / f"{name}.npz") for name in ("with", "without")], str(tmp_path / "state.npz")
+    killed = subprocess.run([sys.executable, "-c", program, file, "kill", out[0]], check=False)
+    assert killed.returncode == -9
+    for name, kept in zip(out, (file, ""), strict=True):
+        subprocess.run([sys.executable, "-c", program, kept, "", name], check=True)
+    one, two = (np.load(name) for name in out)
+    np.testing.assert_array_equal(one["correct"], two["correct"])
+    np.testing.assert_array_equal(one["adversarial"], two["adversarial"])
+
+
+def test_a_file_of_another_evaluation_is_refused(model, tmp_path):
+    logits_fn, images, labels = model
+    file = tmp_path / "state.npz"
+    arguments = {"batch_size": 16, "file": file, "check": False}
+    evaluate(KEY, logits_fn, images[:16], labels[:16], {"climb": climb()}, **arguments)
+    kept = file.read_bytes()
+    for key, data, suite in (
+        (jax.random.key(9), images[:16], {"climb": climb()}),
+        (KEY, images[1:17], {"climb": climb()}),
+        (KEY, images[:16], {"climb": climb(radius=0.2)}),
+        (KEY, images[:16], {"other": climb()}),
+    ):
+        with pytest.raises(ValueError, match="belongs to another evaluation"):
+            evaluate(key, logits_fn, data, labels[:16], suite, **arguments)
+    assert file.read_bytes() == kept
+    file.write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(ValueError, match="holds no evaluation"):
+        evaluate(KEY, logits_fn, images[:16], labels[:16], {"climb": climb()}, **arguments)
+
+
+@pytest.mark.parametrize("fault", ["far", "outside", "right"])
+def test_what_does_not_hold_is_taken_back(model, fault):
+    """A search that claims success with an image too far away, out of the box, or rightly classified."""
+    logits_fn, images, labels = model
+
+    def init(key, image, label, logits, run):
+        lie = {"far": jnp.clip(image + 0.2, 0, 1), "outside": image - RADIUS / 2, "right": image}[fault]
+        return SearchState(image, lie, jnp.bool_(False), jnp.bool_(False), ())
+
+    def tell(state, image, label, answer):
+        return state._replace(broken=jnp.bool_(True))
+
+    liar = Search("liar", geometry.linf(), RADIUS, init, tell)
+    with pytest.warns(UserWarning, match="liar: .* are not counted"):
+        found = evaluate(KEY, logits_fn, images, labels, {"liar": liar}, batch_size=16, check=False)
+    np.testing.assert_array_equal(found.correct[0], found.clean)
+    np.testing.assert_array_equal(found.adversarial, images)
+
+
+def test_recorded_starts_go_to_their_examples(model):
+    logits_fn, images, labels = model
+    starts = np.clip(images + RADIUS * np.sign(np.random.default_rng(0).standard_normal(images.shape)), 0, 1)
+
+    def init(key, image, label, logits, run, start):
+        return SearchState(start, start, jnp.bool_(False), jnp.bool_(False), ())
+
+    def tell(state, image, label, answer):
+        return state._replace(broken=jnp.argmax(answer.logits) != label, done=jnp.bool_(True))
+
+    replay = Search("replay", geometry.linf(), 1.01 * RADIUS, init, tell, start=starts.astype(np.float32))
+    found = evaluate(KEY, logits_fn, images, labels, {"replay": replay}, batch_size=16)
+    broken = found.clean & (np.argmax(logits_fn(starts.astype(np.float32)), 1) != labels)
+    np.testing.assert_array_equal(found.correct[0], found.clean & ~broken)
+    np.testing.assert_allclose(found.adversarial[broken], starts[broken], rtol=1e-6)
+    with pytest.raises(ValueError, match="start must be recorded images"):
+        evaluate(KEY, logits_fn, images[:4], labels[:4], {"replay": replay}, check=False)
+
+
+def doubts(model, logits_fn=None, **changes):
+    images, labels = model[1][:16], model[2][:16]
+    with pytest.warns(UserWarning, match=".") as told:
+        evaluate(KEY, logits_fn or model[0], images, labels, {"climb": climb(questions=2)}, batch_size=16, **changes)
+    return " ".join(str(one.message) for one in told)
+
+
+def test_doubts_are_told(model):
+    logits_fn, images, _ = model
+    assert "pass logits, without the softmax" in doubts(model, lambda x: jax.nn.softmax(20 * logits_fn(x)))
+    assert "of its batch" in doubts(model, lambda x: logits_fn(x - x.mean(0)))
+    noisy = Randomized(lambda keys, x: logits_fn(x + 0.1 * jax.vmap(lambda k: jax.random.normal(k, (64,)))(keys)))
+    assert "the model draws" in doubts(model, noisy)
+    assert "gradient of exactly 0" in doubts(model, lambda x: logits_fn(jnp.round(4 * x) / 4))
+    assert "there are 2 classes" in doubts((None, images[:16], np.zeros(16, int)), lambda x: logits_fn(x)[:, :2])
+
+
+def test_square_that_helps_is_a_doubt():
+    correct = np.array([[True] * 10, [True] * 9 + [False]])
+    assert "no gradient had broken" in attacks.checks.after_attacks(["apgd_ce", "square"], correct)[0]
+    assert attacks.checks.after_attacks(["apgd_ce", "fab_t"], correct) == []
+
+
+def test_gradients_of_a_model_that_draws_are_means(model):
+    """Of as many draws as asked for, each under a key of its own."""
+    logits_fn, images, labels = model
+
+    def draw(keys, x):
+        return logits_fn(x * jax.vmap(lambda key: jax.random.normal(key, (64,)))(keys))
+
+    def tell(state, image, label, answer):
+        return state._replace(memory=answer.gradient)
+
+    def asked(draws):
+        recorder = Search("recorder", geometry.linf(), 1.0, None, tell, loss=climb().loss, draws=draws)
+        no = jnp.zeros(6, bool)
+        states = SearchState(images[:6], images[:6], no, no, images[:6])
+        keys = jax.random.split(KEY, 6)
+        return attacks.search.step(recorder, Randomized(draw), keys, states, images[:6], labels[:6]).memory, keys
+
+    found, keys = asked(4)
+    loss = attacks.losses.cross_entropy
+    each = [
+        jax.grad(lambda x, i=i: loss(draw(attacks.search.folded(keys, i), x), labels[:6]).sum())(images[:6])
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(found, sum(each) / 4, rtol=1e-4, atol=1e-6)
+    assert np.abs(found - each[0]).max() > 0.01
+
+
+def test_wilson():
+    found = attacks.Robustness(("a",), np.ones(10, bool), np.arange(10)[None] < 8, *[np.zeros(1)] * 4, ())
+    # Worked by hand for 8 of 10.
+    np.testing.assert_allclose(found.interval(), (0.4901625, 0.9433178), atol=1e-6)
+    assert found.robust_accuracy == 0.8
+    with pytest.raises(ValueError, match="confidence must lie in"):
+        found.interval(1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.full((4, 64), 1.5, np.float32)}, r"images must lie in \[0, 1\], got 1.5 to 1.5"),
+        ({"images": np.full((4, 64), np.nan, np.float32)}, r"images must lie in \[0, 1\]"),
+        ({"images": np.zeros((4, 64), np.uint8)}, "divide by 255"),
+        ({"labels": np.zeros(3, int)}, r"labels must be \[4\]"),
+        ({"labels": np.zeros(4, np.float32)}, "labels must be classes"),
+        ({"labels": np.full(4, 11)}, "the classes of the logits, got 11"),
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"logits_fn": lambda x: jnp.full((len(x), 10), jnp.nan)}, "logits must be finite, got 4 examples"),
+    ],
+)
+def test_bad_input_is_refused(model, change, message):
+    good = {"logits_fn": model[0], "images": model[1][:4], "labels": model[2][:4], "suite": [climb()]}
+    with pytest.raises(ValueError, match=message):
+        evaluate(KEY, **(good | change))
