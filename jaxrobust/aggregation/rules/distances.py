@@ -9,12 +9,17 @@ with c the median of each coordinate. The center cancels in every distance, but 
 nothing would be left of a difference in single precision, and a mean as the center could be carried off by one row.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.rules.sorting import by_itself, middle, wide
 from jaxrobust.typing import Array, AxisName
+
+# 32 rows of float32 are then a mebibyte, which a core's second-level cache holds.
+_BLOCK = 8192
 
 
 def gram(columns: Array, axis: AxisName | None = None, alive: Array | None = None) -> Array:
@@ -40,33 +45,106 @@ def gram(columns: Array, axis: AxisName | None = None, alive: Array | None = Non
       [[4.0, 0.0, -2.0], [0.0, 0.0, 0.0], [-2.0, 0.0, 1.0]]
     """
     alive = jnp.ones(columns.shape[0], bool) if alive is None else alive
-    centered, _ = center(columns, axis, alive)
-    return inner_products(centered, axis)
+    reach = largest_square_root(columns, axis)
+
+    def products(block: Array) -> Array:
+        centered, _ = center(block, reach, alive)
+        return inner_products(centered)
+
+    return summed(over_blocks(products, columns), axis)
 
 
-def center(columns: Array, axis: AxisName | None, alive: Array) -> tuple[Array, Array]:
-    """Live rows less the median of each coordinate, cut where a square could overflow; dead rows are 0.
+def center(columns: Array, reach: float, alive: Array) -> tuple[Array, Array]:
+    """Live rows less the median of each coordinate, cut at a reach; dead rows are 0.
 
     Args:
       columns: `[n, m]`.
-      axis: the axis over which the vectors are split, None where they are whole.
+      reach: the largest absolute value, see `largest_square_root`.
       alive: `[n]`.
 
     Returns:
       `(centered [n, m], center [m])`, float32 or wider.
     """
+
+    def halfway(rows: Array, alive: Array) -> tuple[Array]:
+        low, high = middle(rows, alive)
+        return (0.5 * low + 0.5 * high,)
+
     rows = wide(columns)
-    low, high = by_itself(middle, alive, rows, alive)
-    middles = 0.5 * low + 0.5 * high
-    reach = largest_square_root(rows, axis)
+    (middles,) = by_itself(halfway, alive, rows, alive)
     return jnp.where(alive[:, None], jnp.clip(rows - middles, -reach, reach), 0.0), middles
 
 
-def inner_products(rows: Array, axis: AxisName | None, others: Array | None = None) -> Array:
-    """Inner products `[n, k]` of rows `[n, m]` and others `[k, m]` (the rows again), exact, summed over the axis."""
-    others = rows if others is None else others
-    products = jax.lax.dot_general(rows, others, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
-    return summed(products, axis)
+def inner_products(rows: Array) -> Array:
+    """Inner products `[n, n]` of all pairs of rows `[n, m]`, exact."""
+    return jax.lax.dot_general(rows, rows, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
+
+
+def over_blocks(measure: Callable[..., Array], *arrays: Array) -> Array:
+    """Sum what a function finds in blocks of columns; where that pays, on a CPU, one after the other.
+
+    A block stays in the cache while several loops go over it, so that all columns are read from memory once and no
+    array as large is ever made.
+
+    Args:
+      measure: `(*blocks) -> array`, a sum over the columns that it is given.
+      arrays: `[..., m]`, cut alike.
+
+    Returns:
+      What the function gives for all columns, up to rounding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> over_blocks(lambda row: jnp.sum(row), jnp.ones(20000)).item()
+      20000.0
+    """
+    # The last block, whole or not, comes first.
+    count = max(arrays[0].shape[-1] - 1, 0) // _BLOCK
+
+    def one_by_one(*arrays: Array) -> Array:
+        def add(so_far: Array, number: Array) -> tuple[Array, None]:
+            blocks = (jax.lax.dynamic_slice_in_dim(array, number * _BLOCK, _BLOCK, axis=-1) for array in arrays)
+            return so_far + measure(*blocks), None
+
+        last = measure(*(array[..., count * _BLOCK :] for array in arrays))
+        return jax.lax.scan(add, last, jnp.arange(count, dtype=jnp.int32))[0]
+
+    return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=measure) if count else measure(*arrays)
+
+
+def finite_rows(columns: Array) -> Array:
+    """Which rows `[n]` of `[n, m]` hold finite numbers only.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> finite_rows(jnp.array([[1.0, 2.0], [jnp.inf, 0.0], [0.0, jnp.nan]])).tolist()
+      [True, False, False]
+    """
+
+    def by_product(columns: Array) -> Array:
+        # Zero times anything else is NaN. A CPU does it at the speed of memory, and the test in three times as long.
+        return jnp.isfinite(jnp.matmul(columns, jnp.zeros(columns.shape[1], columns.dtype)))
+
+    def by_test(columns: Array) -> Array:
+        return jnp.all(jnp.isfinite(columns), axis=1)
+
+    return jax.lax.platform_dependent(columns, cpu=by_product, default=by_test)
+
+
+def with_dead_zero(measure: Callable[[Array], Array], columns: Array, alive: Array) -> Array:
+    """What a function finds in rows of which the dead are 0; where nobody is dead, no loop has to look who is.
+
+    Args:
+      measure: `(rows [n, m]) -> array`.
+      columns: `[n, m]`; a dead row may hold anything.
+      alive: `[n]`.
+
+    Returns:
+      The function's result.
+    """
+    return jax.lax.cond(
+        jnp.all(alive), measure, lambda rows: measure(jnp.where(alive[:, None], rows, jnp.zeros_like(rows))), columns
+    )
 
 
 def gram_with(columns: Array, other: Array, axis: AxisName | None, alive: Array) -> Array:
@@ -81,13 +159,14 @@ def gram_with(columns: Array, other: Array, axis: AxisName | None, alive: Array)
     Returns:
       `[n + 1, n + 1]`, about the median of the workers' coordinates.
     """
-    rows, middles = center(columns, axis, alive)
-    reach = largest_square_root(rows, axis)
-    last = jnp.clip(other.astype(rows.dtype) - middles, -reach, reach)
-    products = inner_products(rows, None)
-    cross = inner_products(rows, None, last[None])
-    corner = inner_products(last[None], None)
-    return summed(jnp.block([[products, cross], [cross.T, corner]]), axis)
+    reach = largest_square_root(columns, axis)
+
+    def products(block: Array, other: Array) -> Array:
+        rows, middles = center(block, reach, alive)
+        last = jnp.clip(other.astype(rows.dtype) - middles, -reach, reach)
+        return inner_products(jnp.concatenate([rows, last[None]]))
+
+    return summed(over_blocks(products, columns, other), axis)
 
 
 def squared_distances_to(columns: Array, other: Array, axis: AxisName | None, alive: Array) -> Array:
@@ -103,16 +182,22 @@ def squared_distances_to(columns: Array, other: Array, axis: AxisName | None, al
       `[n]`, from differences cut as in `gram`.
     """
     reach = largest_square_root(columns, axis)
-    rows = wide(columns)
-    apart = jnp.where(alive[:, None], jnp.clip(rows - other.astype(rows.dtype), -reach, reach), 0.0)
-    return summed(jnp.sum(apart * apart, axis=1), axis)
+
+    def squares(columns: Array) -> Array:
+        rows = wide(columns)
+        return jnp.sum(jnp.minimum(jnp.abs(rows - other.astype(rows.dtype)), reach) ** 2, axis=1)
+
+    return summed(jnp.where(alive, with_dead_zero(squares, columns, alive), 0.0), axis)
 
 
 def norms(columns: Array, axis: AxisName | None, alive: Array) -> Array:
     """Euclidean norms `[n]` of the vectors themselves, about no center, cut as in `gram`; 0 for the dead."""
     reach = largest_square_root(columns, axis)
-    rows = jnp.where(alive[:, None], jnp.clip(wide(columns), -reach, reach), 0.0)
-    return jnp.sqrt(summed(jnp.sum(rows * rows, axis=1), axis))
+
+    def squares(columns: Array) -> Array:
+        return jnp.sum(jnp.minimum(jnp.abs(wide(columns)), reach) ** 2, axis=1)
+
+    return jnp.sqrt(summed(with_dead_zero(squares, columns, alive), axis))
 
 
 def largest_square_root(columns: Array, axis: AxisName | None) -> float:

@@ -49,4 +49,4 @@ def monna(faulty: int, *, trusted: int = 0) -> Rule:
         near = (ranked(apart, alive) < alive.shape[0] - faulty).astype(squares.dtype)
         return jnp.where(alive[trusted], near / jnp.sum(near), jnp.nan)
 
-    return weighted(weigh, measure)
+    return weighted(weigh, measure, bounded=False)
