@@ -103,6 +103,9 @@ MEMBERS = {
         "adversarial": lambda: objectives.adversarial(attacks.fgsm(BALL, RADIUS)),
         "trades": lambda: objectives.trades(BALL, RADIUS, steps=2, step_size=0.05),
         "mart": lambda: objectives.mart(geometry.l2(), 0.5, steps=2),
+        "soar": lambda: objectives.soar(BALL, RADIUS),
+        "foar": lambda: objectives.foar(geometry.l2(), 0.5),
+        "awp": lambda: objectives.awp(objectives.trades(BALL, RADIUS, steps=2, step_size=0.05)),
     },
     "gradient": {
         "backprop": backprop,
@@ -197,10 +200,18 @@ def check(row, experiment, fitted):
         assert before["high"] != after["high"]
     else:
         assert rows[0]["penalty"] == 0
-    robust = {"cross-entropy": None, "adversarial": "adversarial_accuracy", "trades": "kl", "mart": "kl"}
-    for name in filter(None, [robust[row["objective"]]]):
-        assert name in rows[0]
-    assert ("kl" in rows[0]) == (row["objective"] in ("trades", "mart"))
+    told = {"adversarial_accuracy", "kl", "regularizer"}
+    pair = {"adversarial_accuracy", "kl"}
+    expected = {
+        "cross-entropy": set(),
+        "adversarial": {"adversarial_accuracy"},
+        "trades": pair,
+        "mart": pair,
+        "soar": {"adversarial_accuracy", "regularizer"},
+        "foar": {"regularizer"},
+        "awp": pair,
+    }
+    assert told & set(rows[0]) == expected[row["objective"]]
     if row["average"] == "moving":
         average, last = jax.tree.leaves(fitted.state.average)[-1], jax.tree.leaves(fitted.state.params)[-1]
         assert not np.array_equal(average, last)

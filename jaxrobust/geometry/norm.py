@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxrobust.geometry.dykstra import dykstra
 from jaxrobust.typing import Array, Key, Shape
+
+ROUNDS = 5
+"""Of alternating projections in an attack's step: twice as many gain another hundredth."""
 
 
 class Geometry(NamedTuple):
@@ -48,14 +52,14 @@ class Geometry(NamedTuple):
     bounds: Callable[[Array, Array], tuple[Array, Array]] | None = None
 
 
-def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Array:
+def within(geometry: Geometry, clean: Array, image: Array, radius: Array | float) -> Array:
     """Bring an image into the ball around a clean one and into [0, 1], feasible for both.
 
-    Where the ball is a box itself, the image is clipped to what both share. Otherwise the difference is projected on
-    the ball and the sum clipped to the box. In the p-norms clipping toward a clean image of the box never raises the
-    norm. In the Fourier and spectral norms it can: the difference is then shrunk until it fits, which keeps it in the
-    box, because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by
-    one unit in its last place.
+    Where the ball is a box itself, the image is clipped to what both share. In the p-norms the difference is projected
+    on the ball and the sum clipped to the box, which never raises the norm, because the clean image lies in the box. In
+    the Fourier norms clipping can raise it, and the difference goes through some rounds of `intersect`: attacks are
+    stronger for it, most of all on images with many pixels at 0 or 1. In the spectral norm they were measured to gain
+    nothing by more than one round.
 
     Args:
       geometry: the norm of the ball.
@@ -79,9 +83,48 @@ def within(geometry: Geometry, clean: Array, image: Array, radius: float) -> Arr
     if geometry.bounds is not None:
         low, high = geometry.bounds(clean, limit)
         return jnp.clip(image, jnp.maximum(low, 0), jnp.minimum(high, 1))
-    clipped = jnp.clip(clean + geometry.project(image - clean, radius), 0, 1)
-    shrink = jnp.minimum(1, divided(limit, geometry.norm(clipped - clean), at_zero=1))
-    inside = jnp.where(shrink < 1, jnp.clip(clean + shrink * (clipped - clean), 0, 1), clipped)
+    return intersect(geometry, clean, image, radius, rounds=1 if geometry.transform is None else ROUNDS)
+
+
+def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | float, *, rounds: int) -> Array:
+    """Project an image on what the ball around a clean one and [0, 1] have in common, by Dykstra's iteration.
+
+    What few rounds leave outside the ball is shrunk toward the clean image until it fits, which keeps it in the box,
+    because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by one
+    unit in its last place.
+
+    Args:
+      geometry: the norm of the ball.
+      clean: its center, in [0, 1], ONE example.
+      image: of the same shape and dtype.
+      radius: of the ball, not negative.
+      rounds: of projecting on both, at least 1; the nearest point is reached in the limit, a feasible one always.
+
+    Returns:
+      An image of the ball and the box, of the same shape and dtype.
+
+    Raises:
+      ValueError: for a negative radius, or no rounds.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxrobust import geometry
+      >>> clean, image = jnp.array([0.0, 0.5]), jnp.array([-1.0, 1.5])
+      >>> once, often = (geometry.intersect(geometry.l2(), clean, image, 0.25, rounds=n) for n in (1, 20))
+      >>> [round(float(found[1]), 3) for found in (once, often)]
+      [0.677, 0.75]
+
+    Reference: Boyle and Dykstra, "A Method for Finding Projections onto the Intersection of Convex Sets in Hilbert
+    Spaces", https://doi.org/10.1007/978-1-4613-9940-7_3, 1986.
+    """
+    limit = checked_radius(radius, clean)
+
+    def onto_ball(x: Array) -> Array:
+        return clean + geometry.project(x - clean, limit)
+
+    point = dykstra([onto_ball, lambda x: jnp.clip(x, 0, 1)], image, rounds)
+    shrink = jnp.minimum(1, divided(limit, geometry.norm(point - clean), at_zero=1))
+    inside = jnp.where(shrink < 1, jnp.clip(clean + shrink * (point - clean), 0, 1), point)
     return jnp.where(geometry.norm(inside - clean) > limit, jnp.nextafter(inside, clean), inside)
 
 

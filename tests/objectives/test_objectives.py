@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, geometry, objectives
+from jaxrobust.objectives.awp import Perturbed
 
 RADIUS = 0.1
 LINF = geometry.linf()
@@ -25,14 +26,30 @@ ATTACKING = {
     "adversarial": lambda **options: objectives.adversarial(pgd(), **options),
     "trades": lambda **options: uniform(objectives.trades, **options),
     "mart": lambda **options: uniform(objectives.mart, **options),
+    "soar": lambda **options: objectives.soar(LINF, RADIUS, **options),
 }
-ROWS = {"cross_entropy": objectives.cross_entropy, **ATTACKING}
+ROWS = {
+    "cross_entropy": objectives.cross_entropy,
+    "foar": lambda: objectives.foar(LINF, RADIUS),
+    "awp": lambda: objectives.awp(objectives.adversarial(pgd()), 0.1),
+    **ATTACKING,
+}
 METRICS = {
     "cross_entropy": {"clean_accuracy"},
+    "foar": {"clean_accuracy", "regularizer"},
+    "awp": {"adversarial_accuracy"},
+    "soar": {"adversarial_accuracy", "regularizer"},
     "adversarial": {"adversarial_accuracy"},
     "trades": {"clean_accuracy", "adversarial_accuracy", "kl"},
     "mart": {"clean_accuracy", "adversarial_accuracy", "kl"},
 }
+
+
+def given(name, params, delta):
+    """What an objective prepares, from a delta of our own."""
+    if name == "awp":
+        return Perturbed(delta, jax.tree.map(jnp.zeros_like, params))
+    return delta if name in ATTACKING else ()
 
 
 def step(objective, model):
@@ -132,11 +149,13 @@ def test_the_attack_sees_running_statistics_unless_asked(name, normalized, keys,
 @pytest.mark.parametrize("name", ROWS)
 def test_statistics_pass_through_every_forward_pass_in_turn(name, normalized, keys, batch):
     model, params, state = normalized
-    delta = 0.1 * jnp.ones_like(batch.inputs) if name in ATTACKING else ()
-    _, (found, _) = ROWS[name]().losses(delta, keys, model, params, state, batch)
+    prepared = given(name, params, 0.1 * jnp.ones_like(batch.inputs))
+    _, (found, _) = ROWS[name]().losses(prepared, keys, model, params, state, batch)
     expected = state
-    passes = {"cross_entropy": [batch.inputs], "adversarial": [batch.inputs + 0.1]}
-    for images in passes.get(name, [batch.inputs, batch.inputs + 0.1]):
+    clean, attacked = batch.inputs, batch.inputs + 0.1
+    passes = {name: [clean] for name in ("cross_entropy", "foar")}
+    passes |= {name: [attacked] for name in ("adversarial", "awp", "soar")}
+    for images in passes.get(name, [clean, attacked]):
         expected = model.apply(params, expected, images, train=True)[1]
     np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-6)
     backwards = model.apply(params, expected, batch.inputs, train=True)[1]
@@ -151,12 +170,12 @@ def test_one_trace(name, plain, keys, batch):
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def losses(delta, params, batch):
-        return objective.losses(delta, keys, model, params, state, batch)[0]
+    def losses(prepared, params, batch):
+        return objective.losses(prepared, keys, model, params, state, batch)[0]
 
-    delta = jnp.zeros_like(batch.inputs) if name in ATTACKING else ()
-    once = losses(delta, params, batch)
-    again = losses(delta, jax.tree.map(lambda x: 2 * x, params), batch)
+    prepared = given(name, params, jnp.zeros_like(batch.inputs))
+    once = losses(prepared, params, batch)
+    again = losses(prepared, jax.tree.map(lambda x: 2 * x, params), batch)
     assert not np.allclose(once, again)
-    eager = objective.losses(delta, keys, model, params, state, batch)[0]
+    eager = objective.losses(prepared, keys, model, params, state, batch)[0]
     np.testing.assert_allclose(once, eager, rtol=1e-5)
