@@ -24,6 +24,7 @@ ROWS = {
         ["linf", "fourier_linf"],
         True,
     ),
+    "fab": (lambda ball, radius: attacks.fab(ball, radius, steps=5, targets=2), ["linf"], False),
     "pgd": (lambda ball, radius: attacks.pgd(ball, radius, steps=2, start=attacks.no_start), list(BALLS), False),
     "pgd_uniform": (lambda ball, radius: attacks.pgd(ball, radius, steps=2), ["linf"], True),
     "pgd_gaussian": (
