@@ -65,12 +65,17 @@ def distributed(make, rule=MEDIAN, value_of=joined_value):
 def by_hand(make, join=joined):
     """The chain behind the reduction alone, fed with what the gradients became."""
     chain = optax.with_extra_args_support(make(optax.identity()))
-    params, state = PARAMS, chain.init(PARAMS)
-    for _ in range(STEPS):
+
+    @jax.jit
+    def step(params, state):
         rows = jax.vmap(jax.grad(loss), (None, 0))(params, targets())
         extra = {"value": mean_loss(params), "grad": jax.grad(mean_loss)(params), "value_fn": mean_loss}
         updates, state = chain.update(join(rows), state, params, **extra)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, chain.init(PARAMS)
+    for _ in range(STEPS):
+        params, state = step(params, state)
     return params
 
 

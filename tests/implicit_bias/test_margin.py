@@ -64,9 +64,9 @@ def test_two_classes_agree_with_the_margin():
 def suite(ball, radius):
     return {
         "fgsm": attacks.fgsm(ball, radius),
-        "pgd": attacks.pgd(ball, radius, steps=100),
-        "pgd, margin": attacks.pgd(ball, radius, steps=100, loss=attacks.losses.margin),
-        "pgd, no start": attacks.pgd(ball, radius, steps=100, start=attacks.no_start),
+        "pgd": attacks.pgd(ball, radius, steps=20),
+        "pgd, margin": attacks.pgd(ball, radius, steps=20, loss=attacks.losses.margin),
+        "pgd, no start": attacks.pgd(ball, radius, steps=20, start=attacks.no_start),
     }
 
 

@@ -1,5 +1,7 @@
 """Proximal maps and FISTA."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,13 @@ def least_squares(seed):
     return loss, np.linalg.norm(matrix, 2) ** 2
 
 
+@functools.cache
+def solution_of_a_weaker_penalty(name, strength):
+    """The control, once for all ways of solving."""
+    loss, smoothness = least_squares(0)
+    return fit(proximal_gradient(NORMS[name], 0.9 * strength, 1 / smoothness), loss, 3000, jnp.zeros(SHAPE))
+
+
 @every
 @pytest.mark.parametrize("how", ["fista", "ista", "backtracking"])
 def test_the_solution_is_a_stationary_point(name, how, x64):
@@ -108,7 +117,7 @@ def test_the_solution_is_a_stationary_point(name, how, x64):
     found = fit(optimizer, loss, 3000, jnp.zeros(SHAPE))
     assert residual(found) < 1e-5
     assert residual(fit(optimizer, loss, 3, jnp.zeros(SHAPE))) > 1e-3
-    assert residual(fit(proximal_gradient(norm, 0.9 * strength, 1 / smoothness), loss, 3000, jnp.zeros(SHAPE))) > 1e-3
+    assert residual(solution_of_a_weaker_penalty(name, strength)) > 1e-3
 
 
 def test_l1_zeros_are_exact():

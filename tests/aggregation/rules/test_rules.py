@@ -1,5 +1,6 @@
 """Laws that every rule keeps; a new rule is a new row."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -136,6 +137,11 @@ def test_weights_are_shares(name, rows):
         np.testing.assert_allclose(weights @ rows, column, rtol=1e-4, atol=1e-5)
 
 
+@functools.cache
+def of_the_living(name):
+    return TABLE[name].fewer(2) if name != "monna" else rules.monna(0, trusted=4)
+
+
 @where(lambda row: row.fewer)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_the_dead_have_no_voice(name, bad, rows):
@@ -143,8 +149,7 @@ def test_the_dead_have_no_voice(name, bad, rows):
     sick[2, 1], sick[9], alive[[2, 9]] = bad, bad, False
     column, weights = joined(name, sick, alive)
     left = np.delete(rows, [2, 9], axis=0)
-    rule = TABLE[name].fewer(2) if name != "monna" else rules.monna(0, trusted=4)
-    np.testing.assert_allclose(column, at_once(rule, jnp.asarray(left), key=KEY), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(column, at_once(of_the_living(name), jnp.asarray(left), key=KEY), rtol=1e-4, atol=1e-5)
     assert np.all(weights[[2, 9]] == 0)
     # Another one's death is heard, if it had the most to say.
     whole, weights = joined(name, rows)
