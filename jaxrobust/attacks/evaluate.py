@@ -423,7 +423,8 @@ def _advance(
         states, asked = carry
         states = states._replace(done=states.done | states.broken)
         own = jax.vmap(jax.random.fold_in)(draws, asked) if drawing else keys
-        return step(search, logits_fn, own, states, images, labels), asked + (~states.done).astype(jnp.int32)
+        questions = (~states.done).astype(jnp.int32) * jnp.int32(1 if search.look is None else 2)
+        return step(search, logits_fn, own, states, images, labels), asked + questions
 
     states, asked = repeat(ask, (states, asked), count)
     return states, asked, states.done | states.broken, states.broken

@@ -35,13 +35,11 @@ class FabMemory(NamedTuple):
       target: int32, the class it goes for; -1 for the nearest at each iteration.
       distance: of the closest misclassified image so far, within the radius or not; infinite before the first.
       made: int32, iterations made.
-      arrived: bool, whether the point ends an iteration, so that a misclassified one counts.
     """
 
     target: Array
     distance: Array
     made: Array
-    arrived: Array
 
 
 def fab(
@@ -57,8 +55,8 @@ def fab(
 ) -> Search:
     """Build a minimum-norm attack.
 
-    An iteration asks the model once, and once more where its image was misclassified. Without targets an answer is one
-    gradient for each wrong class; with targets it is one gradient. An infinite radius makes it a minimum-norm attack
+    An iteration asks the model twice: for gradients, one for each wrong class or that of the target, and whether the
+    image that it made of them is misclassified. An infinite radius makes it a minimum-norm attack
     proper: what it finds is the closest image that its first successful run came across, and `memory.distance` is how
     far that is. With a radius, `memory.distance` says so for examples that are not broken.
 
@@ -125,7 +123,7 @@ def fab(
         target = jnp.int32(-1) if targets == 0 else jnp.argsort(-logits)[run % per_start + 1].astype(jnp.int32)
         if start is None:
             start = image if restarts == 1 else jnp.where(run < per_start, image, random_start(key, image))
-        memory = FabMemory(target, jnp.asarray(jnp.inf, image.dtype), jnp.int32(0), jnp.bool_(False))
+        memory = FabMemory(target, jnp.asarray(jnp.inf, image.dtype), jnp.int32(0))
         return SearchState(start, image, jnp.bool_(False), jnp.bool_(False), memory)
 
     def loss(memory: FabMemory, logits: Array, label: Array) -> Array:
@@ -144,29 +142,26 @@ def fab(
         return point + overshoot * (there + share * (back - there)) + share * (image - point)
 
     def tell(state: SearchState, image: Array, label: Array, answer: Answer) -> SearchState:
-        memory, point = state.memory, state.point
-        wrong = memory.arrived & (jnp.argmax(answer.logits).astype(label.dtype) != label)
-        distance = geometry.norm(point - image)
-        closer = wrong & (distance < memory.distance)
-        inside = closer & (distance <= radius)
-
+        del label
         gap, normal = answer.value, answer.gradient
         if targets == 0:
             nearest = jnp.argmin(jnp.abs(gap) / (jax.vmap(geometry.dual_norm)(normal) + 1e-12))
             gap, normal = gap[nearest], normal[nearest]
-        returned = image + backward * (point - image)
-        after = jnp.where(wrong, returned, move(point, image, gap.astype(image.dtype), normal))
+        point = jnp.clip(move(state.point, image, gap.astype(image.dtype), normal), 0, 1)
+        return state._replace(point=point, memory=state.memory._replace(made=state.memory.made + 1))
+
+    def look(state: SearchState, image: Array, label: Array, logits: Array) -> SearchState:
+        memory, point = state.memory, state.point
+        wrong = jnp.argmax(logits).astype(label.dtype) != label
+        distance = geometry.norm(point - image)
+        closer = wrong & (distance < memory.distance)
+        inside = closer & (distance <= radius)
         return SearchState(
-            point=jnp.clip(after, 0, 1),
+            point=jnp.where(wrong, jnp.clip(image + backward * (point - image), 0, 1), point),
             found=jnp.where(inside, point, state.found),
             broken=state.broken | inside,
             done=memory.made == steps,
-            memory=FabMemory(
-                memory.target,
-                jnp.where(closer, distance, memory.distance),
-                memory.made + jnp.where(wrong, 0, 1),
-                ~wrong,
-            ),
+            memory=memory._replace(distance=jnp.where(closer, distance, memory.distance)),
         )
 
     return Search(
@@ -175,6 +170,7 @@ def fab(
         radius=radius,
         init=init,
         tell=tell,
+        look=look,
         loss=loss,
         runs=lambda classes: max(attacked(classes), 1) * restarts,
     )

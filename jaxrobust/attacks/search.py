@@ -68,6 +68,8 @@ class Search:
       radius: largest norm of a perturbation.
       init: `(key, image, label, logits, run) -> SearchState` for one example; run is a traced int32.
       tell: `(state, image, label, answer) -> SearchState` for one example.
+      look: `(state, image, label, logits [class]) -> SearchState` for one example, told after `tell` what the model
+        makes of the new point, without a gradient; None for a search that learns it from the next answer.
       loss: `(memory, logits [class], label) -> scalar or [m]`, whose gradient at the point it wants; None for a search
         that goes by logits alone.
       runs: `(classes) -> how many runs an example gets`, one after another until one breaks it.
@@ -81,6 +83,7 @@ class Search:
     radius: float
     init: Callable[..., SearchState]
     tell: Callable[[SearchState, Array, Array, Answer], SearchState]
+    look: Callable[[SearchState, Array, Array, Array], SearchState] | None = None
     loss: ValueOf | None = None
     runs: Callable[[int], int] = lambda classes: 1
     draws: int = 1
@@ -181,7 +184,7 @@ def begin(
 def step(
     search: Search, logits_fn: Predict, keys: Array, states: SearchState, images: Array, labels: Array
 ) -> SearchState:
-    """Ask the model about every example's point, and tell the search; what is done stays as it is.
+    """Ask the model about every example's point, tell the search, and let it look; what is done stays as it is.
 
     Args:
       search: the method.
@@ -195,6 +198,8 @@ def step(
       The next states.
     """
     told = jax.vmap(search.tell)(states, images, labels, _answers(search, logits_fn, keys, states, labels))
+    if search.look is not None:
+        told = jax.vmap(search.look)(told, images, labels, answer_logits(logits_fn, keys, told.point))
     return jax.tree.map(lambda new, old: chosen(~states.done, new, old), told, states)
 
 

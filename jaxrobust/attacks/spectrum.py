@@ -1,8 +1,8 @@
 r"""Where the energy of a perturbation lies among the frequencies.
 
 With F each channel's unitary two-dimensional DFT, frequency k holds :math:`\sum_c |(F \delta)_{kc}|^2` of a
-perturbation's squared Euclidean length. White noise spreads it: the largest tenth of many frequencies holds 0.1 (1 + log 10) =
-0.33 of it in one channel, less in several. What attacks find is said to be concentrated in few.
+perturbation's squared Euclidean length. White noise spreads it: the largest tenth of many frequencies holds
+0.1 (1 + log 10) = 0.33 of it in one channel, less in several. What attacks find is said to be concentrated in few.
 """
 
 import jax

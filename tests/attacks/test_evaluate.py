@@ -90,7 +90,7 @@ def test_its_robust_accuracy_is_the_closed_form_of_a_linear_model(model):
     margins = (2.0 * labels - 1) * ((images - 0.5) @ weights)
     radius = float(np.median(margins) / np.abs(weights).sum())
     robust = margins > radius * np.abs(weights).sum()
-    suite = {"climb": climb(radius=radius)}
+    suite = {"climb": climb(questions=10, radius=radius)}
     found = evaluate(
         KEY, lambda x: ((x - 0.5) @ weights)[:, None] * jnp.array([0.0, 1.0]), images, labels, suite, check=False
     )
