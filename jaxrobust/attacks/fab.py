@@ -56,9 +56,9 @@ def fab(
     """Build a minimum-norm attack.
 
     An iteration asks the model twice: for gradients, one for each wrong class or that of the target, and whether the
-    image that it made of them is misclassified. An infinite radius makes it a minimum-norm attack
-    proper: what it finds is the closest image that its first successful run came across, and `memory.distance` is how
-    far that is. With a radius, `memory.distance` says so for examples that are not broken.
+    image that it made of them is misclassified. An infinite radius makes it a minimum-norm attack proper: what it finds
+    is the closest image that its first successful run came across, and `memory.distance` is how far that is. With a
+    radius, `memory.distance` says so for examples that are not broken.
 
     Args:
       geometry: `linf()`, `l2()` or `l1()`.
