@@ -104,7 +104,7 @@ class Search:
         """
         keys = per_example_keys(keys, len(images))
         logits = answer_logits(logits_fn, keys, images)
-        wrong = jnp.argmax(logits, axis=-1) != labels
+        wrong = jnp.argmax(logits, axis=-1).astype(labels.dtype) != labels
 
         def one_run(carry: tuple[Array, Array], run: Array) -> tuple[tuple[Array, Array], None]:
             found, broken = carry

@@ -4,6 +4,7 @@ from jaxrobust.geometry.dykstra import dykstra as dykstra
 from jaxrobust.geometry.fourier import contrast_sensitivity as contrast_sensitivity
 from jaxrobust.geometry.fourier import fourier_l1 as fourier_l1
 from jaxrobust.geometry.fourier import fourier_linf as fourier_linf
+from jaxrobust.geometry.l1_box import project_l1_box as project_l1_box
 from jaxrobust.geometry.norm import Geometry as Geometry
 from jaxrobust.geometry.norm import intersect as intersect
 from jaxrobust.geometry.norm import within as within

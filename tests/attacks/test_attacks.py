@@ -18,6 +18,12 @@ BALLS = {
 }
 # A member with every ball that it is tested in; whether it draws random numbers.
 ROWS = {
+    "apgd": (lambda ball, radius: attacks.apgd(ball, radius, steps=3), list(BALLS), True),
+    "apgd_targets": (
+        lambda ball, radius: attacks.apgd(ball, radius, steps=3, targets=2, start=attacks.no_start),
+        ["linf"],
+        False,
+    ),
     "fgsm": (attacks.fgsm, ["linf"], False),
     "fgsm_uniform": (
         lambda ball, radius: attacks.fgsm(ball, radius, step_size=1.25 * radius, start=attacks.uniform_start),
