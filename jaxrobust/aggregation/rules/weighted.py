@@ -72,10 +72,16 @@ def weighted_sum(weights: Array, columns: Array, alive: Array, reach: float | No
         return total([row * weights[i] for i, row in enumerate(rows)])
 
     def soonest(columns: Array) -> Array:
-        return jax.lax.cond(jnp.all(alive), product, chosen, columns)
+        # A product reads at the speed of memory, but leaves nothing out.
+        return chosen(columns) if reach is not None else jax.lax.cond(jnp.all(alive), product, chosen, columns)
 
-    # A product reads at the speed of memory, but leaves nothing out; made of narrow parts, as on a TPU, it overflows.
-    summed = jax.lax.platform_dependent(columns, cpu=soonest, default=chosen) if reach is None else chosen(columns)
+    def reduced(columns: Array) -> Array:
+        # Hundreds of rows one by one would each fill a TPU's tile; and a product of narrow parts overflows there.
+        rows = jnp.where(alive[:, None], columns.astype(weights.dtype), 0.0)
+        rows = rows if reach is None else jnp.clip(rows, -reach, reach)
+        return jnp.sum(rows * weights[:, None], axis=0)
+
+    summed = jax.lax.platform_dependent(columns, cpu=soonest, default=reduced)
     return jnp.where(jnp.any(alive), summed, jnp.nan).astype(columns.dtype)
 
 
