@@ -1,7 +1,8 @@
 """The command line.
 
     jaxrobust train CONFIG [--run DIRECTORY] [--flag value ...]
-    jaxrobust evaluate RUN [--config FILE] [--geometry NAME --radius R]
+    jaxrobust evaluate RUN [--config FILE] [--suite VERSION] [--geometry NAME --radius R]
+    jaxrobust evaluate MODULE:FUNCTION --data NAME [--suite VERSION] --geometry NAME --radius R
     jaxrobust compare RUN...
     jaxrobust data prepare NAME
 
@@ -13,16 +14,20 @@ import argparse
 import contextlib
 import difflib
 import functools
+import importlib
 import inspect
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 USAGE, INTERRUPTED = 2, 130
 REDUCTION = ("codec", "rule", "faulty", "hostile", "workers")
+SUITES = ("standard", "plus", "rand")
+DATA_FORMS = "digits, cifar10:DIRECTORY, or a .npz file with arrays image and label"
 GEOMETRIES = ("linf", "l2", "l1", "fourier_linf", "contrast_fourier_linf")
 
 
@@ -108,16 +113,27 @@ def _parser() -> argparse.ArgumentParser:
     workers.add_argument("--workers", type=int, metavar="N", help="on fewer devices, each plays several")
     train.set_defaults(show_help=train.print_help)
 
-    evaluate = command("evaluate", _evaluate, "evaluate a run's last checkpoint on its test examples")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
+    evaluate = command("evaluate", _evaluate, "evaluate a run's last checkpoint, or a function of your own")
+    evaluate.add_argument(
+        "subject", metavar="RUN|MODULE:FUNCTION", help="directory of a run, or a function from images to logits"
+    )
     evaluate.add_argument("--config", type=Path, metavar="FILE", help="its configuration; by default configs/NAME")
     evaluate.add_argument("--step", type=int, metavar="STEP", help="checkpoint to evaluate; by default the last")
-    evaluate.add_argument("--geometry", choices=GEOMETRIES, help="attack by PGD in this norm, not as configured")
+    evaluate.add_argument("--data", metavar="NAME", help=f"test examples of a function: {DATA_FORMS}")
+    evaluate.add_argument(
+        "--geometry", choices=GEOMETRIES, help="norm of the attacks, which are then not as configured"
+    )
     evaluate.add_argument(
         "--radius", type=float, metavar="R", help="largest norm of a perturbation; images are in [0, 1]"
     )
+    evaluate.add_argument("--suite", choices=SUITES, help="of AutoAttack; without it, PGD alone")
     evaluate.add_argument("--attack-steps", type=int, metavar="N", help="steps of PGD; 50 by default")
     evaluate.add_argument("--examples", type=int, metavar="N", help="how many test examples; all by default")
+    evaluate.add_argument("--batch-size", type=int, metavar="N", help="images at once; 256 by default")
+    evaluate.add_argument("--seed", type=int, metavar="N", help="of the attacks on a function; 0 by default")
+    evaluate.add_argument(
+        "--state", type=Path, metavar="FILE", help="where a suite keeps how far it is, to go on after a kill"
+    )
 
     compare = command("compare", _compare, "compare runs")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directories of runs")
@@ -221,30 +237,101 @@ def _result(metrics: Any) -> str:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    from jaxrobust.train.evaluate import evaluate_run
-
-    evaluation = None
     if (options.geometry is None) != (options.radius is None):
         return _complain("give --geometry and --radius together")
-    if options.geometry is None and (options.examples is not None or options.attack_steps is not None):
-        return _complain("--examples and --attack-steps belong to --geometry and --radius: give all of them")
-    if options.geometry is not None:
-        from jaxrobust import attacks, geometry
+    bound = ("suite", "attack_steps", "examples", "batch_size", "state")
+    loose = [f"--{name.replace('_', '-')}" for name in bound if getattr(options, name) is not None]
+    if options.geometry is None and loose:
+        return _complain(f"{' and '.join(loose)} belong to --geometry and --radius: give all of them")
+    if options.suite is None and options.state is not None:
+        return _complain("--state belongs to --suite: PGD alone keeps nothing")
+    if options.suite is not None and options.attack_steps is not None:
+        return _complain("--attack-steps belongs to PGD: the attacks of a suite have their own")
+    if ":" in options.subject and not Path(options.subject).exists():
+        return _evaluate_function(options)
+    if options.data is not None or options.seed is not None:
+        return _complain("--data and --seed belong to MODULE:FUNCTION: a run has its own")
+    from jaxrobust.train.evaluate import evaluate_run
 
-        steps = 50 if options.attack_steps is None else options.attack_steps
-        weighted = options.geometry == "contrast_fourier_linf"
-        ball = (
-            geometry.fourier_linf(geometry.contrast_sensitivity())
-            if weighted
-            else getattr(geometry, options.geometry)()
-        )
-        attack = attacks.pgd(ball, options.radius, steps=steps, loss=attacks.losses.margin)
-        name = f"{options.geometry} pgd-{steps} at {options.radius:g}"
-        evaluation = attacks.accuracy({name: attack}, examples=options.examples)
-    evaluated, step = evaluate_run(options.run, options.config, options.step, evaluation)
-    print(f"step {step} of {options.run}")
+    with _attacks_of(options) as evaluation:
+        evaluated, step = evaluate_run(Path(options.subject), options.config, options.step, evaluation)
+    print(f"step {step} of {options.subject}")
     print(_result(evaluated.metrics))
     return 0
+
+
+def _evaluate_function(options: argparse.Namespace) -> int:
+    """Evaluate a function of the user's own, found as Python finds modules, from the working directory first."""
+    if options.geometry is None or options.data is None:
+        return _complain("a function needs --data, --geometry and --radius")
+    if options.config is not None or options.step is not None:
+        return _complain("--config and --step belong to a run, not to MODULE:FUNCTION")
+    logits_fn, source = _function(options.subject), _test_examples(options.data)
+    import jax
+
+    with _attacks_of(options) as evaluation:
+        evaluated = evaluation(jax.random.key(options.seed or 0), logits_fn, source)
+    print(_result(evaluated.metrics))
+    return 0
+
+
+def _function(subject: str) -> Callable:
+    name, _, attribute = subject.partition(":")
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"no module {error.name}: name it as Python imports it, from the working directory") from error
+    finally:
+        sys.path.remove("")
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ValueError(f"{name} has no function {attribute or '(none given)'}: give MODULE:FUNCTION")
+    return found
+
+
+def _test_examples(name: str) -> Any:
+    """A source in order."""
+    from jaxrobust import data
+
+    kind, _, directory = name.partition(":")
+    if name == "digits":
+        return data.digits().test
+    if kind == "cifar10" and directory:
+        return data.cifar10(directory).test
+    if name.endswith(".npz"):
+        return data.npz(name, shuffle=False)
+    raise ValueError(f"data must be {DATA_FORMS}, got {name}")
+
+
+@contextlib.contextmanager
+def _attacks_of(options: argparse.Namespace) -> Iterator[Any]:
+    """The evaluation that the flags ask for, with its bar on standard error; None for the configured one."""
+    if options.geometry is None:
+        yield None
+        return
+    from jaxrobust import attacks, geometry
+
+    sensitive = options.geometry == "contrast_fourier_linf"
+    ball = (
+        geometry.fourier_linf(geometry.contrast_sensitivity()) if sensitive else getattr(geometry, options.geometry)()
+    )
+    batch_size = 256 if options.batch_size is None else options.batch_size
+    if options.suite is None:
+        steps = 50 if options.attack_steps is None else options.attack_steps
+        attack = attacks.pgd(ball, options.radius, steps=steps, loss=attacks.losses.margin)
+        name = f"{options.geometry} pgd-{steps} at {options.radius:g}"
+        yield attacks.accuracy({name: attack}, examples=options.examples, batch_size=batch_size)
+        return
+    from jaxrobust.report.attack_progress import attack_progress
+
+    suite = attacks.autoattack(ball, options.radius, options.suite)
+    with attack_progress() as progress, warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: progress.line(f"note: {message}")
+        yield attacks.worst_case(
+            suite, batch_size=batch_size, examples=options.examples, file=options.state, progress=progress
+        )
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:

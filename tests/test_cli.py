@@ -13,6 +13,7 @@ import pytest
 
 from jaxrobust import cli
 
+BALL = ("--geometry", "linf", "--radius", "0.1")
 CONFIG = '''
 """A small run for tests."""
 import optax
@@ -168,6 +169,16 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["evaluate", "absent", "--examples", "5"], "belong to --geometry and --radius"),
         (["evaluate", "absent", "--geometry", "contrast_fourier_linf", "--radius", "1"], "absent is not a run"),
         (["evaluate", "absent", "--geometry", "linf", "--radius", "-1"], "radius must be positive, got -1.0"),
+        (["evaluate", "absent", "--suite", "standard"], "--suite belong to --geometry and --radius"),
+        (["evaluate", "absent", *BALL, "--state", "file"], "--state belongs to --suite"),
+        (["evaluate", "absent", *BALL, "--suite", "rand", "--attack-steps", "5"], "--attack-steps belongs to PGD"),
+        (["evaluate", "absent", *BALL, "--suite", "strong"], "invalid choice: 'strong'"),
+        (["evaluate", "absent", *BALL, "--data", "digits"], "--data and --seed belong to MODULE:FUNCTION"),
+        (["evaluate", "absent:f", *BALL], "a function needs --data, --geometry and --radius"),
+        (["evaluate", "absent:f", *BALL, "--data", "digits"], "no module absent"),
+        (["evaluate", "math:f", *BALL, "--data", "digits"], "math has no function f"),
+        (["evaluate", "math:sin", *BALL, "--data", "mnits"], "data must be digits"),
+        (["evaluate", "math:sin", *BALL, "--data", "digits", "--step", "5"], "--config and --step belong to a run"),
         (["compare", "absent"], "absent"),
         (["data", "prepare", "mnits"], "mnits"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
@@ -344,3 +355,29 @@ def test_a_process_of_its_own_shows_one_line(config, tmp_path):
     _, err = shown.communicate(timeout=60)
     assert "Traceback" in err
     assert Path(config).name in err
+
+
+@pytest.mark.slow
+def test_a_function_of_ones_own_under_a_suite(capsys, tmp_path, monkeypatch):
+    """From a module in the working directory; a second run reads what the first one settled."""
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp\n\n\ndef logits(images):\n    total = images.sum((1, 2, 3))[:, None]\n"
+        "    return jnp.concatenate([total - 8, 8 - total, 0 * total, -9 + 0 * total], 1)\n"
+    )
+    brightness = np.linspace(0.3, 0.7, 12, dtype=np.float32)
+    images = np.broadcast_to(brightness[:, None, None, None], (12, 4, 4, 1))
+    np.savez(tmp_path / "mine.npz", image=images, label=(brightness < 0.5).astype(int))
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "mine:logits", "--data", "mine.npz", "--suite", "standard", *BALL, "--state", "state.npz"]
+    assert cli.main(words) == 0
+    first = capsys.readouterr()
+    # Robust where the brightness is further than the radius from one half: six of twelve.
+    assert "clean: 100.00 %" in first.out
+    assert "robust: 50.00 %" in first.out
+    assert "square" in first.err
+    assert cli.main(words) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "square" not in again.err
+    assert cli.main([*words, "--seed", "1"]) == 2
+    assert "belongs to another evaluation" in capsys.readouterr().err

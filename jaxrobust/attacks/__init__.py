@@ -3,6 +3,7 @@
 from jaxrobust.attacks import losses as losses
 from jaxrobust.attacks.accuracy import accuracy as accuracy
 from jaxrobust.attacks.apgd import apgd as apgd
+from jaxrobust.attacks.autoattack import autoattack as autoattack
 from jaxrobust.attacks.evaluate import Robustness as Robustness
 from jaxrobust.attacks.evaluate import Standing as Standing
 from jaxrobust.attacks.evaluate import evaluate as evaluate
@@ -16,4 +17,5 @@ from jaxrobust.attacks.square import square as square
 from jaxrobust.attacks.starts import gaussian_start as gaussian_start
 from jaxrobust.attacks.starts import no_start as no_start
 from jaxrobust.attacks.starts import uniform_start as uniform_start
+from jaxrobust.attacks.worst_case import in_order as in_order
 from jaxrobust.attacks.worst_case import worst_case as worst_case

@@ -46,6 +46,11 @@ ROWS = {
         ["linf"],
         True,
     ),
+    "square": (
+        lambda ball, radius: attacks.square(ball, radius, queries=20, first_share=0.2),
+        ["linf", "l2", "l1"],
+        True,
+    ),
 }
 KEYS = jax.random.split(jax.random.key(0), 6)
 
