@@ -58,7 +58,7 @@ def square(
 
     Every example draws places, signs and turns of its own, from `fold_in(key, question)`; only the sides of the windows
     are the same for all. In the authors' code a batch shares what is drawn, and an example's result depends on the
-    others beside it.
+    others beside it. As there, an image's last row and column are in no window but one as large as the image.
 
     Args:
       geometry: `linf()`, `l2()` or `l1()`.

@@ -20,7 +20,7 @@ BALLS = {"linf": (geometry.linf(), 0.1), "l2": (geometry.l2(), 0.5), "l1": (geom
 FILES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 KEY = jax.random.key(0)
 SHAPES = [(side, side, 1) for side in (3, 4, 5, 7, 12, 14, 24)] + [(8, 5, 3), (6, 9), (1, 7, 2), (5, 1, 1)]
-QUICK = [(3, 3, 1), (4, 4, 1), (12, 12, 1), (24, 24, 1), (8, 5, 3), (1,), (5,)]
+QUICK = [(3, 3, 1), (12, 12, 1), (8, 5, 3), (5,)]
 SHAPES += [(features,) for features in (1, 2, 3, 4, 5, 11, 17)]
 every = pytest.mark.parametrize("ball", BALLS)
 
@@ -261,6 +261,34 @@ def test_proposals_are_those_written_in_loops(ball, x64):
 
 
 @every
+def test_starts_by_hand(ball):
+    """An image of 5 x 5 has bumps of one pixel; a black pixel has no room below."""
+    search, radius = square(ball), BALLS[ball][1]
+    image = jnp.full((5, 5, 2), 0.5).at[:, :2].set(0.0)
+
+    @jax.jit
+    def begin(keys):
+        return jax.vmap(lambda key: search.init(key, image, jnp.int32(0), jnp.array([1.0, 0.0]), jnp.int32(0)).point)(
+            keys
+        )
+
+    delta = np.float64(begin(jax.random.split(KEY, 64))) - np.float64(image)
+    gray, up = delta[:, :, 2:], delta > 0
+    sign = np.sign(gray)
+    assert np.all(sign != 0)
+    assert np.all(delta[:, :, :2] >= 0)
+    # Stripes of l-infinity: one sign down a column; bumps: a sign for each pixel; always one for each channel.
+    assert np.all(sign == sign[:, :1]) == (ball == "linf")
+    free = sign[:, :1] if ball == "linf" else sign
+    assert abs(free.mean()) <= 4 / np.sqrt(free.size)
+    assert abs(np.mean(free[..., 0] * free[..., 1])) <= 4 / np.sqrt(free[..., 0].size)
+    moved = np.sum(up[:, :, :2], axis=(1, 2, 3)) + 30
+    # Scaled to the ball and cut by the box, or projected on both: in l1 what has room shares the whole radius.
+    size = {"linf": np.full(64, radius), "l2": np.full(64, radius / np.sqrt(50)), "l1": radius / moved}[ball]
+    np.testing.assert_allclose(np.abs(delta)[delta != 0], np.repeat(size, moved), rtol=1e-5)
+
+
+@every
 def test_proposals_on_features_are_segments(ball, x64):
     images, found, windows = proposed(ball, (9,))
     assert apart(ball, images, found, windows) < 1e-9
@@ -420,11 +448,11 @@ def test_images_that_are_wrong_are_left_alone_and_a_recorded_start_is_asked_firs
 
     keys = jax.random.split(KEY, 3)
     start = jnp.array([[0.9], [0.6], [0.52]])
-    state = begin(search, keys, images, labels, threshold(images), labels, start)
+    state = jax.jit(lambda: begin(search, keys, images, labels, threshold(images), labels, start))()
     assert state.done.tolist() == state.broken.tolist() == [False, True, False]
     assert state.found[1] == images[1]
     np.testing.assert_allclose(state.point[:, 0], [0.3, 0.6, 0.52], atol=1e-6)
-    state = step(search, threshold, keys, state, images, labels)
+    state = jax.jit(lambda: step(search, threshold, keys, state, images, labels))()
     assert state.broken.tolist() == [False, True, True]
     np.testing.assert_allclose(state.found[:, 0], [0.3, 0.6, 0.52], atol=1e-6)
     assert state.memory.answered.tolist() == [1, 0, 1]
@@ -433,12 +461,13 @@ def test_images_that_are_wrong_are_left_alone_and_a_recorded_start_is_asked_firs
 def test_a_tie_that_the_label_wins_is_not_broken():
     search = square("linf", queries=5)
     image, label = jnp.full((2,), 0.5), jnp.int32(0)
-    state = search.init(KEY, image, label, jnp.array([1.0, 0.0]), jnp.int32(0))
-    first, second = (search.tell(state, image, jnp.int32(label), Answer(jnp.zeros(2), None, None)) for label in (0, 1))
+    state = jax.jit(search.init)(KEY, image, label, jnp.array([1.0, 0.0]), jnp.int32(0))
+    tell = jax.jit(search.tell)
+    first, second = (tell(state, image, jnp.int32(label), Answer(jnp.zeros(2), None, None)) for label in (0, 1))
     assert (bool(first.broken), bool(first.done), float(first.memory.highest)) == (False, False, 0.0)
     assert (bool(second.broken), bool(second.done)) == (True, True)
     # A worse answer later is not taken; two classes and three are told the same way.
-    worse = search.tell(first, image, label, Answer(jnp.array([2.0, 1.0, 0.0]), None, None))
+    worse = tell(first, image, label, Answer(jnp.array([2.0, 1.0, 0.0]), None, None))
     np.testing.assert_array_equal(worse.found, first.found)
     assert not np.array_equal(first.found, first.point)
 
@@ -454,9 +483,8 @@ def test_restarts_begin_elsewhere(images, labels, curved):
     assert np.all(robust[1] <= robust[0])
 
 
-@every
-def test_jit_changes_nothing_and_traces_once(ball, images, labels, curved):
-    search = square(ball, queries=4)
+def test_jit_changes_nothing_and_traces_once(images, labels, curved):
+    search = square("l2", queries=4)
     keys = jax.random.split(KEY, 6)
     begun = begin(search, keys, images, labels, curved(images), labels * 0)
     chex.clear_trace_counter()
