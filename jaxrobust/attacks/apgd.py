@@ -236,11 +236,14 @@ def _as_published(geometry: Geometry) -> Geometry:
     if geometry.exponent != 2 or geometry.transform is not None:
         return geometry
 
-    def project(x: Array, radius: Array | float) -> Array:
-        length = geometry.norm(x)
-        return x * (jnp.minimum(length, radius) / (length + SMALL))
+    def length(delta: Array) -> Array:
+        # Of a difference of images: it neither overflows nor vanishes, and needs no scaling.
+        return jnp.sqrt(jnp.sum(delta * delta))
 
-    return geometry._replace(steepest=lambda g: g / (geometry.norm(g) + SMALL), project=project)
+    def project(delta: Array, radius: Array | float) -> Array:
+        return delta * (jnp.minimum(length(delta), radius) / (length(delta) + SMALL))
+
+    return geometry._replace(norm=length, steepest=lambda g: g / (geometry.norm(g) + SMALL), project=project)
 
 
 def _sphere_start(key: Key, geometry: Geometry, image: Array, radius: float) -> Array:

@@ -79,3 +79,31 @@ def compare(shared, name, norm, loss, steps, *, shifts=0, change=lambda search: 
     if (norm, loss) == ("L2", "dlr"):
         settled.append(known["flag"])
     return Agreement(~state.broken[:COUNT] == known["flag"], np.all(same, axis=0), np.all(settled, axis=0))
+
+
+def as_strong(one, other, again):
+    """Whether two attacks leave as many examples right, `[example]` bools each, within four standard errors.
+
+    The error is that of the examples which are right under one attack alone; and these are no more than between one
+    and the same attack again, from other starts.
+    """
+    apart, own = np.sum(one != other), np.sum(one != again)
+    return abs(int(one.sum()) - int(other.sum())) <= 4 * np.sqrt(apart) and apart - own <= 4 * np.sqrt(apart + own)
+
+
+def withstanding(shared, name, norm, radius, **options):
+    """Which examples of all are right under an attack in float32, from two keys; and the largest norm, in radii."""
+    logits_fn, images, labels = model(shared, name, "float32")
+    search = attacks.apgd(BALLS[norm], radius, **options)
+
+    @jax.jit
+    def run(key, logits_fn):
+        found = search(key, logits_fn, images, labels)
+        return found, jnp.argmax(logits_fn(found), -1) == labels
+
+    (found, one), (_, again) = (jax.device_get(run(jax.random.key(seed), logits_fn)) for seed in (0, 1))
+    assert found.min() >= 0
+    assert found.max() <= 1
+    delta = (found.astype(np.float64) - np.asarray(images)).reshape(len(images), -1)
+    lengths = np.linalg.norm(delta, {"Linf": np.inf, "L2": 2, "L1": 1}[norm], axis=1)
+    return one, again, lengths.max() / radius
