@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options, rest)
     except KeyboardInterrupt:
-        print("jaxrobust: interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        kept = "the last checkpoint" if options.command is _train else "what --state kept"
+        print(f"jaxrobust: interrupted: the same command goes on from {kept}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, ImportError, Diverged) as error:
         if options.traceback:
@@ -277,13 +278,12 @@ def _evaluate_function(options: argparse.Namespace) -> int:
 
 def _function(subject: str) -> Callable:
     name, _, attribute = subject.partition(":")
-    sys.path.insert(0, "")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ValueError(f"no module {error.name}: name it as Python imports it, from the working directory") from error
-    finally:
-        sys.path.remove("")
     found = getattr(module, attribute, None)
     if not callable(found):
         raise ValueError(f"{name} has no function {attribute or '(none given)'}: give MODULE:FUNCTION")
@@ -330,8 +330,26 @@ def _attacks_of(options: argparse.Namespace) -> Iterator[Any]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: progress.line(f"note: {message}")
         yield attacks.worst_case(
-            suite, batch_size=batch_size, examples=options.examples, file=options.state, progress=progress
+            suite,
+            batch_size=batch_size,
+            examples=options.examples,
+            file=options.state,
+            progress=progress,
+            report=lambda found: print(_intervals(found)),
         )
+
+
+def _intervals(found: Any) -> str:
+    """How sure a robust accuracy is, and what it took."""
+    low, high = found.interval()
+    spent = zip(found.names, found.questions, found.seconds, found.compile_seconds, strict=True)
+    lines = [
+        f"{len(found.clean)} examples, robust accuracy between {100 * low:.2f} and {100 * high:.2f} % (95 %, Wilson)"
+    ]
+    lines += [
+        f"{name}: {asked:,} questions, {took:.1f} s, {built:.1f} s to compile" for name, asked, took, built in spent
+    ]
+    return "\n".join(lines)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:

@@ -377,7 +377,9 @@ def test_a_function_of_ones_own_under_a_suite(capsys, tmp_path, monkeypatch):
     assert "square" in first.err
     assert cli.main(words) == 0
     again = capsys.readouterr()
+    # Times and all: they were kept.
     assert again.out == first.out
+    assert "12 examples; 95 % interval of robust: 25.38 to 74.62 %" in first.out
     assert "square" not in again.err
     assert cli.main([*words, "--seed", "1"]) == 2
     assert "belongs to another evaluation" in capsys.readouterr().err

@@ -17,5 +17,6 @@ from jaxrobust.attacks.square import square as square
 from jaxrobust.attacks.starts import gaussian_start as gaussian_start
 from jaxrobust.attacks.starts import no_start as no_start
 from jaxrobust.attacks.starts import uniform_start as uniform_start
+from jaxrobust.attacks.transfer import transfer as transfer
 from jaxrobust.attacks.worst_case import in_order as in_order
 from jaxrobust.attacks.worst_case import worst_case as worst_case

@@ -23,7 +23,7 @@ AGAIN, SAME, SIMPLEX, HELPED = 4, 1e-4, 1e-5, 0.002
 
 
 def before_attacks(
-    key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
+    key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray, logits: np.ndarray, averaged: bool = False
 ) -> list[str]:
     """Look at a model on one batch.
 
@@ -33,6 +33,7 @@ def before_attacks(
       images: `[batch, ...]` in [0, 1].
       labels: `[batch]`.
       logits: `[example, class]`, what it said of all examples.
+      averaged: whether every attack takes the mean over several draws.
 
     Returns:
       One line for each doubt.
@@ -43,10 +44,11 @@ def before_attacks(
     first = _unit(asked(logits_fn, keys, batch))
     drawn = [_unit(asked(logits_fn, folded(keys, number), batch)) for number in range(AGAIN)]
     if max(float(jnp.max(jnp.linalg.norm(other - first, axis=1))) for other in drawn) > SAME:
-        told.append(
-            "the model draws: the same images gave other logits; take autoattack(..., version='rand'), and read "
-            "Square's and FAB's part with care"
-        )
+        if not averaged:
+            told.append(
+                "the model draws: the same images gave other logits; take autoattack(..., version='rand'), whose "
+                "gradients are means over draws"
+            )
     elif len(batch) > 1:
         # One half in the other one's place too: the program's shape stays, and nothing compiles anew.
         rows = len(batch) // 2
@@ -73,18 +75,19 @@ def before_attacks(
     return told
 
 
-def after_attacks(names: Sequence[str], correct: np.ndarray) -> list[str]:
+def after_attacks(names: Sequence[str], blind: Sequence[bool], correct: np.ndarray) -> list[str]:
     """Look at who broke what.
 
     Args:
       names: of the attacks, in order.
+      blind: which of them go by logits alone, as Square does.
       correct: `[attack, example]`, cumulative.
 
     Returns:
       One line for each doubt.
     """
     left = correct.mean(axis=1)
-    helped = [name for at, name in enumerate(names) if at and name == "square" and left[at - 1] - left[at] > HELPED]
+    helped = [name for at, name in enumerate(names) if at and blind[at] and left[at - 1] - left[at] > HELPED]
     return [
         f"{name} broke what no gradient had broken: gradients are masked; attack a smooth stand-in of the model too"
         for name in helped
@@ -93,23 +96,23 @@ def after_attacks(names: Sequence[str], correct: np.ndarray) -> list[str]:
 
 def _without_gradient(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> int:
     """How many images' loss has a gradient of exactly zero, though they are classified rightly."""
-
-    @jax.jit
-    def count(logits_fn: Predict, images: Array) -> Array:
-        def loss(points: Array) -> tuple[Array, Array]:
-            logits = answer_logits(logits_fn, keys, points)
-            return jnp.sum(losses.margin(logits, labels)), jnp.argmax(logits, axis=-1) == labels
-
-        slopes, right = jax.grad(loss, has_aux=True)(images)
-        return jnp.sum(right & jnp.all(slopes.reshape(len(images), -1) == 0, axis=1))
-
     try:
-        return int(count(logits_fn, images))
+        return int(_count_flat(logits_fn, keys, images, labels))
     except ValueError as error:
         # A model behind a callback has no gradient at all: attacks that need one say so themselves.
         if "callback" in str(error).lower():
             return 0
         raise
+
+
+@jax.jit
+def _count_flat(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> Array:
+    def loss(points: Array) -> tuple[Array, Array]:
+        logits = answer_logits(logits_fn, keys, points)
+        return jnp.sum(losses.margin(logits, labels)), jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+
+    slopes, right = jax.grad(loss, has_aux=True)(images)
+    return jnp.sum(right & jnp.all(slopes.reshape(len(images), -1) == 0, axis=1))
 
 
 def _unit(logits: Array) -> Array:

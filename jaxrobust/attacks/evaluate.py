@@ -14,31 +14,26 @@ import contextlib
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxrobust.attacks.accuracy import gathered
 from jaxrobust.attacks.checks import after_attacks, before_attacks
 from jaxrobust.attacks.evaluation_file import EvaluationFile, fingerprint
-from jaxrobust.attacks.pgd import repeat
-from jaxrobust.attacks.search import Randomized, Search, SearchState, answer_logits, begin, chosen, folded, step
+from jaxrobust.attacks.places import Places, attacked, fitting, places_for, predicted, replicated, searched
+from jaxrobust.attacks.search import Randomized, Search
 from jaxrobust.geometry import Geometry
 from jaxrobust.typing import Array, Attack, Key, Predict
 
 Suite: TypeAlias = Mapping[str, Attack] | Sequence[Attack]
 TOLERANCE, AGAIN = 1e-6, "classified rightly when asked again"
-# Questions between two looks at who is done: a look costs a round trip to the host, a late one some questions.
-WITH_GRADIENT, WITHOUT = 5, 20
 
 
 class Robustness(NamedTuple):
@@ -117,17 +112,6 @@ class Standing(NamedTuple):
     examples: int
 
 
-class _Found(NamedTuple):
-    """What became of an example under an attack; run is the next one to do, where it is not settled."""
-
-    example: int
-    run: int
-    settled: bool
-    broken: bool
-    image: np.ndarray | None
-    questions: int
-
-
 def evaluate(
     key: Key,
     logits_fn: Predict,
@@ -150,17 +134,19 @@ def evaluate(
       labels: `[example]` integers in [0, class).
       suite: name -> attack, as `autoattack` gives it; or a sequence of attacks, or one.
       batch_size: images that the model is asked about at once, over all devices; changes no result.
-      file: where the state is kept; what a killed evaluation had settled is read from it. None keeps nothing.
+      file: where the state is kept, twice a minute; what a killed evaluation had settled is read from it, and an
+        example that was under way begins its run anew. None keeps nothing. For one process.
       progress: called whenever examples are settled.
       check: whether to look for what makes a result doubtful: softmax outputs, gradients of zero, batch statistics,
         randomness. It costs a few questions of one batch.
 
     Returns:
-      A `Robustness`. Where images lie in the suite's order does not matter to any of them.
+      A `Robustness`. What an attack claims and the model does not confirm when it is asked once more is not counted,
+      and told; a model that draws may well say something else the second time.
 
     Raises:
-      ValueError: for images outside [0, 1], labels that do not fit, logits that are not finite, or a file of another
-        evaluation.
+      ValueError: for images outside [0, 1], labels that do not fit, logits that are not finite, a file of another
+        evaluation or of several processes, or a model that draws under an attack that is no `Search`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -174,14 +160,19 @@ def evaluate(
     """
     attacks = _named(suite)
     images, labels = _checked(images, labels)
+    if file is not None and jax.process_count() > 1:
+        raise ValueError(f"file must be None among {jax.process_count()} processes, got {file}: one alone keeps it")
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
-    if not isinstance(logits_fn, (jax.tree_util.Partial, Randomized)):
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    places = _places(min(batch_size, len(images)))
+    for name, attack in attacks.items():
+        if isinstance(logits_fn, Randomized) and not isinstance(attack, Search):
+            raise ValueError(f"{name} cannot attack a model that draws: take attacks.apgd(..., draws=20)")
+    asking, attacking, again = jax.random.split(key, 3)
+    places = places_for(min(batch_size, len(images)))
+    logits_fn = replicated(_as_argument(logits_fn), places)
     numbers = np.arange(len(images))
 
-    logits = np.concatenate([part for _, part in _predicted(key, logits_fn, images, numbers, places)])
+    logits = np.concatenate([part for _, part in predicted(asking, logits_fn, images, numbers, places)])
     if not np.isfinite(logits).all():
         raise ValueError(
             f"logits must be finite, got {np.sum(~np.isfinite(logits).all(1))} examples where they are not"
@@ -189,10 +180,12 @@ def evaluate(
     if labels.max() >= logits.shape[1]:
         raise ValueError(f"labels must lie in [0, {logits.shape[1]}), the classes of the logits, got {labels.max()}")
     clean = logits.argmax(1) == labels
-    told = before_attacks(key, logits_fn, images[: places.size], labels[: places.size], logits) if check else []
-
-    mark = fingerprint(key, images, labels, clean, [f"{name} {_described(attack)}" for name, attack in attacks.items()])
-    record = EvaluationFile(file, mark, len(attacks), clean, images)
+    averaged = all(isinstance(attack, Search) and attack.draws > 1 for attack in attacks.values())
+    told = []
+    if check:
+        told = before_attacks(asking, logits_fn, images[: places.size], labels[: places.size], logits, averaged)
+    mark = "" if file is None else fingerprint(key, images, labels, attacks, logits_fn, logits.shape[1])
+    record = EvaluationFile(file, mark, len(attacks), logits, clean, images)
     for number, (name, attack) in enumerate(attacks.items()):
         if record.finished > number:
             continue
@@ -201,12 +194,13 @@ def evaluate(
         given = numbers[previous & (record.next_run >= 0)]
         total, robust = int(previous.sum()), int(previous.sum() - (record.broken & previous).sum())
         settled = total - len(given)
-        own = jax.random.fold_in(key, number)
+        own = jax.random.fold_in(attacking, number)
+        some = places_for(fitting(places.size, len(given)))
         with _compiling() as spent:
             for found in (
-                _searched(attack, own, logits_fn, images, labels, logits, given, record.next_run, places)
+                searched(attack, own, logits_fn, images, labels, logits, given, record.next_run, some)
                 if isinstance(attack, Search)
-                else _attacked(attack, own, logits_fn, images, labels, given, places)
+                else attacked(attack, own, logits_fn, images, labels, given, some)
             ):
                 for one in found:
                     record.questions[number] += one.questions
@@ -217,10 +211,13 @@ def evaluate(
                 if progress is not None:
                     progress(Standing(name, settled, total, robust, len(images)))
                 record.keep()
-            told += _rechecked(record, attack, name, key, logits_fn, images, labels, numbers[previous], places)
+            record.told += _rechecked(record, attack, name, again, logits_fn, images, labels, numbers[previous], places)
         record.finish(previous, time.perf_counter() - begun - sum(spent), sum(spent))
     if check:
-        told += after_attacks(list(attacks), record.correct)
+        blind = [isinstance(attack, Search) and attack.loss is None for attack in attacks.values()]
+        told = told + record.told + after_attacks(list(attacks), blind, record.correct)
+    else:
+        told = told + record.told
     for line in told:
         warnings.warn(line, stacklevel=2)
     return Robustness(
@@ -251,19 +248,6 @@ def _compiling() -> Iterator[list[float]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-class _Places(NamedTuple):
-    """The places of a batch, the same number on every device."""
-
-    size: int
-    sharding: NamedSharding
-
-
-def _places(batch_size: int) -> _Places:
-    devices = jax.devices()
-    size = -(-batch_size // len(devices)) * len(devices)
-    return _Places(size, NamedSharding(Mesh(np.array(devices), ("example",)), P("example")))
-
-
 def _named(suite: Suite | Attack) -> dict[str, Attack]:
     if isinstance(suite, Mapping):
         return dict(suite)
@@ -274,9 +258,18 @@ def _named(suite: Suite | Attack) -> dict[str, Attack]:
     return dict(zip(unique, attacks, strict=True))
 
 
-def _described(attack: Attack) -> str:
-    """What tells an attack from another of its name."""
-    return f"{attack.geometry.name} {attack.radius}" if isinstance(attack, Search) else ""
+def _as_argument(logits_fn: Predict) -> Predict:
+    """A classifier as a pytree, so that programs take its parameters as arguments and never keep old ones."""
+    if isinstance(logits_fn, (jax.tree_util.Partial, Randomized)):
+        return logits_fn
+    leaves = jax.tree.leaves(logits_fn)
+    if len(leaves) == 1 and leaves[0] is logits_fn:
+        return jax.tree_util.Partial(logits_fn)
+    return jax.tree_util.Partial(_called, logits_fn)
+
+
+def _called(model: Predict, images: Array) -> Array:
+    return model(images)
 
 
 def _checked(images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -291,168 +284,7 @@ def _checked(images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[np
         raise ValueError(
             f"images must lie in [0, 1], got {images.min()} to {images.max()}: leave normalization to logits_fn"
         )
-    return images, labels
-
-
-def _predicted(
-    key: Key, logits_fn: Predict, images: np.ndarray, numbers: np.ndarray, places: _Places
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers of examples and their logits, batch by batch; the last one is filled up with its first example."""
-    for first in range(0, len(numbers), places.size):
-        part = numbers[first : first + places.size]
-        rows = np.resize(part, places.size)
-        answers = _logits(logits_fn, _keys(key, jnp.asarray(rows)), jax.device_put(images[rows], places.sharding))
-        yield part, gathered(answers)[: len(part)]
-
-
-@jax.jit
-def _logits(logits_fn: Predict, keys: Array, images: Array) -> Array:
-    return answer_logits(logits_fn, keys, images)
-
-
-@jax.jit
-def _keys(key: Key, numbers: Array) -> Array:
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-
-
-def _searched(
-    search: Search,
-    key: Key,
-    logits_fn: Predict,
-    images: np.ndarray,
-    labels: np.ndarray,
-    logits: np.ndarray,
-    given: np.ndarray,
-    next_run: np.ndarray,
-    places: _Places,
-) -> Iterator[list[_Found]]:
-    """Drive a search: what became of examples, as soon as it is known."""
-    runs = search.runs(logits.shape[1])
-    queue = deque((int(example), int(next_run[example])) for example in given)
-    if not queue:
-        return
-    put = partial(jax.device_put, device=places.sharding)
-    holds, run_of = np.full(places.size, -1), np.zeros(places.size, np.int32)
-    start = None if search.start is None else np.asarray(search.start, images.dtype)
-    if start is not None and start.shape != images.shape:
-        raise ValueError(f"start must be recorded images of shape {images.shape}, got {start.shape}")
-
-    def held() -> tuple[Any, ...]:
-        rows = np.maximum(holds, 0)
-        begun = None if start is None else put(start[rows])
-        return put(_keys(key, jnp.asarray(rows))), put(images[rows]), put(labels[rows]), put(logits[rows]), begun
-
-    count = WITHOUT if search.loss is None else WITH_GRADIENT
-    keys, clean, classes, known, begun = held()
-    states = put(_idle(search, keys, clean, classes, known, begun))
-    asked = put(np.zeros(places.size, np.int32))
-    while queue or (holds >= 0).any():
-        free = np.flatnonzero(holds < 0)
-        # Filling up costs a program of its own: not for every place that falls free.
-        if queue and (len(free) * 8 >= places.size or len(free) >= len(queue)):
-            filled = free[: len(queue)]
-            for place in filled:
-                holds[place], run_of[place] = queue.popleft()
-            keys, clean, classes, known, begun = held()
-            fresh = np.isin(np.arange(places.size), filled)
-            states, asked = _enter(search, states, asked, keys, clean, classes, known, put(run_of), begun, put(fresh))
-        states, asked, done, broken = _advance(
-            search, count, logits_fn, keys, put(run_of), states, asked, clean, classes
-        )
-        over, hurt, questions = gathered(done), gathered(broken), gathered(asked)
-        left = np.flatnonzero((holds >= 0) & over)
-        if len(left) == 0:
-            continue
-        pictures = gathered(states.found) if hurt[left].any() else None
-        found = []
-        for place in left:
-            example, run, lost = int(holds[place]), int(run_of[place]), bool(hurt[place])
-            settled = lost or run + 1 >= runs
-            if not settled:
-                queue.append((example, run + 1))
-            picture = pictures[place] if lost and pictures is not None else None
-            found.append(_Found(example, run + 1, settled, lost, picture, int(questions[place])))
-            holds[place] = -1
-        yield found
-
-
-@partial(jax.jit, static_argnums=0)
-def _idle(search: Search, keys: Array, images: Array, labels: Array, logits: Array, start: Array | None) -> SearchState:
-    """States of empty places: nothing to ask."""
-    runs = jnp.zeros(len(images), jnp.int32)
-    states = jax.eval_shape(partial(begin, search), keys, images, labels, logits, runs, start)
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), states)
-    return empty._replace(done=jnp.ones(len(images), bool))
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _enter(
-    search: Search,
-    states: SearchState,
-    asked: Array,
-    keys: Array,
-    images: Array,
-    labels: Array,
-    logits: Array,
-    runs: Array,
-    start: Array | None,
-    fresh: Array,
-) -> tuple[SearchState, Array]:
-    """Begin anew in fresh places."""
-    begun = begin(search, keys, images, labels, logits, runs, start)
-    return jax.tree.map(lambda new, old: chosen(fresh, new, old), begun, states), jnp.where(fresh, 0, asked)
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
-def _advance(
-    search: Search,
-    count: int,
-    logits_fn: Predict,
-    keys: Array,
-    runs: Array,
-    states: SearchState,
-    asked: Array,
-    images: Array,
-    labels: Array,
-) -> tuple[SearchState, Array, Array, Array]:
-    """So many questions at every place that is not done or broken."""
-    drawing = isinstance(logits_fn, Randomized)
-    draws = folded(jax.vmap(jax.random.fold_in)(keys, runs), 1) if drawing else keys
-
-    def ask(carry: tuple[SearchState, Array]) -> tuple[SearchState, Array]:
-        states, asked = carry
-        states = states._replace(done=states.done | states.broken)
-        own = jax.vmap(jax.random.fold_in)(draws, asked) if drawing else keys
-        questions = (~states.done).astype(jnp.int32) * jnp.int32(1 if search.look is None else 2)
-        return step(search, logits_fn, own, states, images, labels), asked + questions
-
-    states, asked = repeat(ask, (states, asked), count)
-    return states, asked, states.done | states.broken, states.broken
-
-
-def _attacked(
-    attack: Attack,
-    key: Key,
-    logits_fn: Predict,
-    images: np.ndarray,
-    labels: np.ndarray,
-    given: np.ndarray,
-    places: _Places,
-) -> Iterator[list[_Found]]:
-    """Run an attack that is no search, batch by batch."""
-    put = partial(jax.device_put, device=places.sharding)
-    for first in range(0, len(given), places.size):
-        part = given[first : first + places.size]
-        rows = np.resize(part, places.size)
-        keys = put(_keys(key, jnp.asarray(rows)))
-        attacked, wrong = map(gathered, _whole(attack, logits_fn, keys, put(images[rows]), put(labels[rows])))
-        yield [_Found(int(n), 1, True, bool(wrong[at]), attacked[at], 0) for at, n in enumerate(part)]
-
-
-@partial(jax.jit, static_argnums=0)
-def _whole(attack: Attack, logits_fn: Predict, keys: Array, images: Array, labels: Array) -> tuple[Array, Array]:
-    attacked = attack(keys, logits_fn, images, labels)
-    return attacked, jnp.argmax(answer_logits(logits_fn, keys, attacked), axis=-1) != labels
+    return images, labels.astype(np.int32)
 
 
 def _rechecked(
@@ -464,31 +296,38 @@ def _rechecked(
     images: np.ndarray,
     labels: np.ndarray,
     given: np.ndarray,
-    places: _Places,
+    places: Places,
 ) -> list[str]:
     """Ask once more about what an attack broke; take back what does not hold, and tell of it."""
     claimed, faults = given[record.broken[given]], []
     if isinstance(attack, Search) and math.isfinite(attack.radius):
-        sizes = _norms(attack.geometry, record.adversarial[claimed], images[claimed])
+        sizes = _norms(attack.geometry, record.adversarial[claimed], images[claimed], places.size)
         far = claimed[sizes > attack.radius * (1 + TOLERANCE)]
         faults.append(("outside the radius", far))
     low, high = (np.asarray([f(record.adversarial[n]) for n in claimed]) for f in (np.min, np.max))
     faults.append(("outside [0, 1]", claimed[~((low >= 0) & (high <= 1))]))
-    right = [n[at.argmax(1) == labels[n]] for n, at in _predicted(key, logits_fn, record.adversarial, claimed, places)]
+    right = [n[at.argmax(1) == labels[n]] for n, at in predicted(key, logits_fn, record.adversarial, claimed, places)]
     faults.append((AGAIN, np.concatenate([claimed[:0], *right])))
     told = []
     for fault, examples in faults:
         record.broken[examples], record.adversarial[examples] = False, images[examples]
-        # A model that draws may well say something else the second time.
-        if len(examples) and not (fault == AGAIN and isinstance(logits_fn, Randomized)):
+        if len(examples):
             told.append(
                 f"{name}: {len(examples)} images were {fault}, and are not counted: mend the attack or the model"
             )
     return told
 
 
-def _norms(geometry: Geometry, adversarial: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Norms of perturbations, in float64."""
+def _norms(geometry: Geometry, adversarial: np.ndarray, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Norms of perturbations, in float64, so many at a time."""
     with jax.enable_x64(True):
-        difference = jnp.asarray(adversarial, jnp.float64) - jnp.asarray(images, jnp.float64)
-        return np.asarray(jax.vmap(geometry.norm)(difference)) if len(difference) else np.zeros(0)
+        found = [
+            np.asarray(_norms_of(geometry, adversarial[first : first + batch_size], images[first : first + batch_size]))
+            for first in range(0, len(images), batch_size)
+        ]
+    return np.concatenate([np.zeros(0), *found])
+
+
+@partial(jax.jit, static_argnums=0)
+def _norms_of(geometry: Geometry, adversarial: Array, images: Array) -> Array:
+    return jax.vmap(geometry.norm)(adversarial.astype(jnp.float64) - images.astype(jnp.float64))

@@ -6,16 +6,22 @@ whole comes out as if nothing had happened.
 
 import hashlib
 import os
+import re
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.typing import Key
+from jaxrobust.attacks.search import Answer, Search, SearchState, begin
+from jaxrobust.typing import Array, Attack, Key, Predict
 
 EVERY_SECONDS = 30.0
+CLOSE = 1e-3
 _ARRAYS = ("correct", "adversarial", "questions", "seconds", "compile_seconds", "broken", "next_run")
 
 
@@ -31,15 +37,25 @@ class EvaluationFile:
       compile_seconds: `[attack]`.
       broken: `[example]`, by any attack so far.
       next_run: `[example]`, the run that comes next under the present attack; -1 once it is settled.
+      told: lines on what finished attacks claimed and the model did not confirm.
     """
 
-    def __init__(self, path: str | Path | None, mark: str, attacks: int, clean: np.ndarray, images: np.ndarray) -> None:
+    def __init__(
+        self,
+        path: str | Path | None,
+        mark: str,
+        attacks: int,
+        logits: np.ndarray,
+        clean: np.ndarray,
+        images: np.ndarray,
+    ) -> None:
         """Begin, or read what is there.
 
         Args:
           path: of the file, or None.
           mark: the evaluation's fingerprint.
           attacks: how many.
+          logits: `[example, class]` of the clean images, by which a model is known again.
           clean: `[example]`, right before any attack.
           images: `[example, ...]`, clean.
 
@@ -47,7 +63,7 @@ class EvaluationFile:
           ValueError: for a file of another evaluation, or one that is none.
         """
         self.path, self.mark, self.saved = None if path is None else Path(path), mark, time.monotonic()
-        self.finished = 0
+        self.finished, self.logits, self.told = 0, logits, list[str]()
         self.correct = np.zeros((attacks, len(images)), bool)
         self.adversarial = images.copy()
         self.questions = np.zeros(attacks, np.int64)
@@ -82,13 +98,17 @@ class EvaluationFile:
             with path.open("rb") as file, np.load(file) as kept:
                 mark, self.finished = str(kept["mark"]), int(kept["finished"])
                 found = {name: kept[name] for name in _ARRAYS}
+                logits, told = kept["logits"], [str(line) for line in kept["told"]]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} holds no evaluation ({error}): delete it, or name another file") from error
-        if mark != self.mark:
+        # Devices round differently: the model is the same where its logits are close.
+        close = logits.shape == self.logits.shape and np.abs(logits - self.logits).max() <= CLOSE * np.abs(logits).max()
+        if mark != self.mark or not close:
             raise ValueError(
                 f"{path} belongs to another evaluation: of other images, another model, key or suite; delete it, or "
                 "name another file"
             )
+        self.told = told
         for name, array in found.items():
             setattr(self, name, array)
 
@@ -97,31 +117,61 @@ class EvaluationFile:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
-                np.savez(
-                    file, mark=self.mark, finished=self.finished, **{name: getattr(self, name) for name in _ARRAYS}
-                )
+                kept = {name: getattr(self, name) for name in _ARRAYS} | {"logits": self.logits}
+                np.savez(file, mark=self.mark, finished=self.finished, told=np.array(self.told, str), **kept)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
 
-def fingerprint(key: Key, images: np.ndarray, labels: np.ndarray, clean: np.ndarray, names: list[str]) -> str:
-    """What an evaluation's results follow from, the model by what it gets right.
+def fingerprint(
+    key: Key, images: np.ndarray, labels: np.ndarray, attacks: Mapping[str, Attack], logits_fn: Predict, classes: int
+) -> str:
+    """What an evaluation's results follow from, but for the model's parameters: an attack is known by its program.
 
     Args:
       key: the evaluation's.
       images: `[example, ...]`.
       labels: `[example]`.
-      clean: `[example]`, right before any attack.
-      names: what tells each attack from others, in order.
+      attacks: name -> attack, in order.
+      logits_fn: the classifier, which a program of an attack that is no `Search` runs through.
+      classes: number of logits.
 
     Returns:
       Hexadecimal SHA-256.
     """
     key = key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-    digest = hashlib.sha256("\n".join(names).encode())
-    for array in (np.asarray(jax.random.key_data(key)), images, labels, clean):
+    digest, arrays = hashlib.sha256(), [np.asarray(jax.random.key_data(key)), images, labels]
+    for name, attack in attacks.items():
+        program = _program(attack, images, labels, logits_fn, classes)
+        # Addresses of functions differ from process to process.
+        digest.update(f"{name} {re.sub('0x[0-9a-f]+', '', str(program.jaxpr))}".encode())
+        arrays += [np.asarray(constant) for constant in program.consts]
+        if isinstance(attack, Search):
+            digest.update(f"{attack.runs(classes)} {attack.draws} {attack.radius}".encode())
+            arrays += [] if attack.start is None else [np.asarray(attack.start)]
+    for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _program(attack: Attack, images: np.ndarray, labels: np.ndarray, logits_fn: Predict, classes: int) -> Any:
+    """The jaxpr of an attack on one example: of a search's run, its first step and its look."""
+    keys, image, label = jax.random.split(jax.random.key(0), 1), images[:1], labels[:1]
+    if not isinstance(attack, Search):
+        return jax.make_jaxpr(lambda *given: attack(given[0], logits_fn, *given[1:]))(keys, image, label)
+
+    def first_step(keys: Array, image: Array, label: Array, logits: Array) -> SearchState:
+        state = begin(
+            attack, keys, image, label, logits, jnp.zeros(1, jnp.int32), image if attack.start is not None else None
+        )
+        value = gradient = None
+        if attack.loss is not None:
+            value = jax.vmap(attack.loss)(state.memory, logits, label)
+            gradient = jnp.zeros((1, *value.shape[1:], *image.shape[1:]), image.dtype)
+        state = jax.vmap(attack.tell)(state, image, label, Answer(logits, value, gradient))
+        return state if attack.look is None else jax.vmap(attack.look)(state, image, label, logits)
+
+    return jax.make_jaxpr(first_step)(keys, image, label, jnp.zeros((1, classes), images.dtype))

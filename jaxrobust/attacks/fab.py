@@ -165,7 +165,7 @@ def fab(
         )
 
     return Search(
-        name="fab" if targets == 0 else "fab-t",
+        name="fab" if targets == 0 else "fab_t",
         geometry=geometry,
         radius=radius,
         init=init,

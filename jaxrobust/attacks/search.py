@@ -100,7 +100,7 @@ class Search:
 
         Returns:
           `[batch, ...]`: a misclassified image where one was found (the clean one where it is misclassified itself),
-          else the best found; each in [0, 1] and within the radius.
+          else what the first run held best; each in [0, 1] and within the radius.
         """
         keys = per_example_keys(keys, len(images))
         logits = answer_logits(logits_fn, keys, images)
@@ -144,10 +144,6 @@ class Randomized:
     def __post_init__(self) -> None:
         if callable(self.draw) and not isinstance(self.draw, jax.tree_util.Partial):
             object.__setattr__(self, "draw", jax.tree_util.Partial(self.draw))
-
-    def __call__(self, images: Array) -> Array:
-        """Logits under fixed draws, for what asks a classifier without a key."""
-        return self.draw(per_example_keys(jax.random.key(0), len(images)), images)
 
 
 jax.tree_util.register_dataclass(Randomized, data_fields=["draw"], meta_fields=[])
@@ -203,7 +199,7 @@ def step(
     return jax.tree.map(lambda new, old: chosen(~states.done, new, old), told, states)
 
 
-def answer_logits(logits_fn: Predict, keys: Array, points: Array) -> Array:
+def answer_logits(logits_fn: Predict | Randomized, keys: Array, points: Array) -> Array:
     """Logits `[batch, class]`, in float32 at least, of a classifier that may draw."""
     drawn = logits_fn.draw(keys, points) if isinstance(logits_fn, Randomized) else logits_fn(points)
     return drawn if jnp.finfo(drawn.dtype).bits >= 32 else drawn.astype(jnp.float32)

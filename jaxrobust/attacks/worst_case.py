@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks.accuracy import gathered
-from jaxrobust.attacks.evaluate import Standing, Suite, evaluate
+from jaxrobust.attacks.evaluate import Robustness, Standing, Suite, evaluate
 from jaxrobust.typing import Attack, Evaluated, Evaluation, Key, Predict, Source
 
 
@@ -22,6 +22,7 @@ def worst_case(
     examples: int | None = None,
     file: str | Path | None = None,
     progress: Callable[[Standing], None] | None = None,
+    report: Callable[[Robustness], None] | None = None,
 ) -> Evaluation:
     """Build an evaluation under every attack of a suite.
 
@@ -31,6 +32,7 @@ def worst_case(
       examples: how many of the source's first examples are taken; all by default.
       file: where the state is kept, so that a killed evaluation goes on.
       progress: called whenever examples are settled.
+      report: called with all that was found: images, interval, times.
 
     Returns:
       `(key, predict, source) -> Evaluated`, for a source in order (`shuffle=False`). Its metrics are "clean", one for
@@ -57,6 +59,8 @@ def worst_case(
     def final(key: Key, predict: Predict, source: Source) -> Evaluated:
         images, labels = in_order(key, source, examples, batch_size)
         found = evaluate(key, predict, images, labels, suite, batch_size=batch_size, file=file, progress=progress)
+        if report is not None:
+            report(found)
         each = {name: float(row.mean()) for name, row in zip(found.names, found.correct, strict=True)}
         return Evaluated({"clean": found.clean_accuracy, **each, "robust": found.robust_accuracy}, {}, None)
 

@@ -14,14 +14,14 @@ class AttackProgress:
 
     def __init__(self, stream: TextIO, quiet: bool) -> None:
         self._stream, self._quiet = stream, quiet
-        self._name = ""
+        self._shown = ("", 0)
         self._bar: Progress | None = None
 
     def __call__(self, standing: Standing) -> None:
         """Show how an attack stands."""
-        if standing.name != self._name:
+        if (standing.name, standing.total) != self._shown:
             self._close()
-            self._name = standing.name
+            self._shown = (standing.name, standing.total)
             self._bar = progress(standing.total, stream=self._stream, quiet=self._quiet, unit=standing.name).__enter__()
         assert self._bar is not None
         self._bar.update(standing.settled, robust=standing.robust / standing.examples)

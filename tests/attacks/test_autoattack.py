@@ -32,6 +32,50 @@ def test_what_the_suites_are_made_of(norm):
     assert attacks.autoattack(BALLS[norm], 0.5)["fab_t"].runs(3) == 2
 
 
+def test_what_the_attacks_are_asked_for(monkeypatch):
+    """Every argument of every member, against the authors' settings."""
+    asked = {}
+    for name in ("apgd", "fab", "square"):
+        monkeypatch.setitem(
+            attacks.autoattack.__globals__,
+            name,
+            lambda ball, radius, name=name, **given: (name, ball.name, radius, given),
+        )
+    for norm, version in (("L2", "standard"), ("L1", "standard"), ("L2", "plus"), ("L2", "rand")):
+        suite = attacks.autoattack(BALLS[norm], 0.5, version)
+        assert all(member[1:3] == (norm.lower(), 0.5) for member in suite.values())
+        asked[norm, version] = {name: (member[0], member[3]) for name, member in suite.items()}
+    wide = {"larger_radius": True}
+    near = {"larger_radius": False}
+    dlr = {"loss": attacks.losses.dlr}
+    assert asked == {
+        ("L2", "standard"): {
+            "apgd_ce": ("apgd", {"steps": 100, "restarts": 1, **near}),
+            "apgd_t": ("apgd", {"steps": 100, "targets": 9, **near}),
+            "fab_t": ("fab", {"steps": 100, "targets": 9}),
+            "square": ("square", {"queries": 5000}),
+        },
+        ("L1", "standard"): {
+            "apgd_ce": ("apgd", {"steps": 100, "restarts": 5, **wide}),
+            "apgd_t": ("apgd", {"steps": 100, "targets": 5, **wide}),
+            "fab_t": ("fab", {"steps": 100, "targets": 9}),
+            "square": ("square", {"queries": 5000}),
+        },
+        ("L2", "plus"): {
+            "apgd_ce": ("apgd", {"steps": 100, "restarts": 5}),
+            "apgd_dlr": ("apgd", {"steps": 100, "restarts": 5, **dlr}),
+            "fab": ("fab", {"steps": 100, "restarts": 5}),
+            "square": ("square", {"queries": 5000}),
+            "apgd_t": ("apgd", {"steps": 100, "targets": 9}),
+            "fab_t": ("fab", {"steps": 100, "targets": 9}),
+        },
+        ("L2", "rand"): {
+            "apgd_ce": ("apgd", {"steps": 100, "draws": 20}),
+            "apgd_dlr": ("apgd", {"steps": 100, "draws": 20, **dlr}),
+        },
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["std", "at"])
 @pytest.mark.parametrize("norm", BALLS)
