@@ -342,13 +342,10 @@ def _attacks_of(options: argparse.Namespace) -> Iterator[Any]:
 def _intervals(found: Any) -> str:
     """How sure a robust accuracy is, and what it took."""
     low, high = found.interval()
-    spent = zip(found.names, found.questions, found.seconds, found.compile_seconds, strict=True)
-    lines = [
-        f"{len(found.clean)} examples, robust accuracy between {100 * low:.2f} and {100 * high:.2f} % (95 %, Wilson)"
-    ]
-    lines += [
-        f"{name}: {asked:,} questions, {took:.1f} s, {built:.1f} s to compile" for name, asked, took, built in spent
-    ]
+    lines = [f"{len(found.clean)} examples; 95 % interval of robust: {100 * low:.2f} to {100 * high:.2f} %"]
+    columns = found.names, found.questions, found.seconds, found.compile_seconds
+    for name, asked, took, built in zip(*columns, strict=True):
+        lines.append(f"{name}: {asked:,} questions, {took:.1f} s, {built:.1f} s to compile")
     return "\n".join(lines)
 
 

@@ -61,11 +61,6 @@ def before_attacks(
     inside = np.min(logits) >= -SIMPLEX and np.max(logits) <= 1 + SIMPLEX
     if inside and np.abs(logits.sum(1) - 1).max() < SIMPLEX:
         told.append("the outputs are probabilities, whose gradients vanish: pass logits, without the softmax")
-    if logits.shape[1] < 4:
-        told.append(
-            f"there are {logits.shape[1]} classes: the targeted ratio of logits is not defined below 4, nor the "
-            "untargeted one below 3, and attacks take the margin in its place"
-        )
     flat = _without_gradient(logits_fn, keys, batch, classes)
     if flat:
         told.append(

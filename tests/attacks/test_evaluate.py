@@ -348,7 +348,6 @@ def test_doubts_are_told(model):
     noisy = Randomized(lambda keys, x: logits_fn(x + 0.1 * jax.vmap(lambda k: jax.random.normal(k, (64,)))(keys)))
     assert "the model draws" in doubts(model, noisy)
     assert "gradient of exactly 0" in doubts(model, lambda x: logits_fn(jnp.round(4 * x) / 4))
-    assert "there are 2 classes" in doubts((None, images[:16], np.zeros(16, int)), lambda x: logits_fn(x)[:, :2])
 
 
 def test_square_that_helps_is_a_doubt():
