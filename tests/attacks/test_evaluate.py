@@ -342,7 +342,7 @@ def doubts(model, logits_fn=None, **changes):
 
 
 def test_doubts_are_told(model):
-    logits_fn, images, _ = model
+    logits_fn = model[0]
     assert "pass logits, without the softmax" in doubts(model, lambda x: jax.nn.softmax(20 * logits_fn(x)))
     assert "of its batch" in doubts(model, lambda x: logits_fn(x - x.mean(0)))
     noisy = Randomized(lambda keys, x: logits_fn(x + 0.1 * jax.vmap(lambda k: jax.random.normal(k, (64,)))(keys)))
