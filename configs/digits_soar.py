@@ -6,7 +6,7 @@ Paper: Ma, Faghri, Papernot and Farahmand, "SOAR: Second-Order Adversarial Regul
 Command: jaxrobust train configs/digits_soar.py
 Expected: what python tests/benchmarks/robust_table.py digits RESULTS.jsonl prints for soar, under AutoAttack as well:
           the paper's own networks fall there from what PGD leaves.
-Device: two CPU cores. Time: one to two minutes.
+Device: two CPU cores.
 """
 
 import functools

@@ -181,9 +181,9 @@ def evaluate(
         raise ValueError(f"labels must lie in [0, {logits.shape[1]}), the classes of the logits, got {labels.max()}")
     clean = logits.argmax(1) == labels
     averaged = all(isinstance(attack, Search) and attack.draws > 1 for attack in attacks.values())
-    told = []
+    told: list[str] = []
     if check:
-        told = before_attacks(asking, logits_fn, images[: places.size], labels[: places.size], logits, averaged)
+        told += before_attacks(asking, logits_fn, images[: places.size], labels[: places.size], logits, averaged)
     mark = "" if file is None else fingerprint(key, images, labels, attacks, logits_fn, logits.shape[1])
     record = EvaluationFile(file, mark, len(attacks), logits, clean, images)
     for number, (name, attack) in enumerate(attacks.items()):
@@ -213,11 +213,10 @@ def evaluate(
                 record.keep()
             record.told += _rechecked(record, attack, name, again, logits_fn, images, labels, numbers[previous], places)
         record.finish(previous, time.perf_counter() - begun - sum(spent), sum(spent))
+    told += record.told
     if check:
         blind = [isinstance(attack, Search) and attack.loss is None for attack in attacks.values()]
-        told = told + record.told + after_attacks(list(attacks), blind, record.correct)
-    else:
-        told = told + record.told
+        told += after_attacks(list(attacks), blind, record.correct)
     for line in told:
         warnings.warn(line, stacklevel=2)
     return Robustness(

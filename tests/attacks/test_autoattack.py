@@ -78,16 +78,9 @@ def test_what_the_attacks_are_asked_for(monkeypatch):
     }
 
 
-SHORT = pytest.mark.xfail(
-    reason="seven of 200 examples apart from two of the reference's three seeds: 96.5 percent agree"
-)
-NETWORKS = [(norm, name) for norm in BALLS for name in ("std", "at")]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("norm", "name"), [pytest.param(*pair, marks=SHORT if pair == ("L2", "at") else ()) for pair in NETWORKS]
-)
+@pytest.mark.parametrize("name", ["std", "at"])
+@pytest.mark.parametrize("norm", BALLS)
 def test_agreement_with_the_reference(norm, name, shared):
     """Robust accuracy within half a point of the reference's seeds, and the same examples on 97 percent."""
     logits_fn, images, labels = model(shared, name, "float32")
@@ -99,7 +92,6 @@ def test_agreement_with_the_reference(norm, name, shared):
     theirs = stored["flags_standard"][:, -1]
     seeds = theirs.mean(1)
     assert seeds.min() - 0.005 <= found.robust_accuracy <= seeds.max() + 0.005
-    assert (theirs == found.correct[-1]).mean(1).min() >= 0.97
     # In l2 Square breaks some on the trained network that no gradient did, the reference's own as well.
     assert all(line.startswith("square broke") for line in found.warnings)
     sizes = [
@@ -108,6 +100,10 @@ def test_agreement_with_the_reference(norm, name, shared):
     assert max(sizes) <= float(stored["eps"]) * (1 + 1e-6)
     assert found.adversarial.min() >= 0
     assert found.adversarial.max() <= 1
+    agreed = (theirs == found.correct[-1]).mean(1).min()
+    if (norm, name) == ("L2", "at") and 0.965 <= agreed < 0.97:
+        pytest.xfail(f"seven of 200 examples apart from two of the reference's three seeds: {agreed:.1%} agree")
+    assert agreed >= 0.97
 
 
 @pytest.fixture(scope="module")
