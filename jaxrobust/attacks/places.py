@@ -119,7 +119,7 @@ def searched(
 
     count = WITHOUT if search.loss is None else WITH_GRADIENT
     keys, clean, classes, known, begun = held()
-    states = put(_idle(search, keys, clean, classes, known, begun))
+    states = put(idle(search, keys, clean, classes, known, begun))
     asked = put(np.zeros(places.size, np.int32))
     while queue or (holds >= 0).any():
         free = np.flatnonzero(holds < 0)
@@ -131,7 +131,7 @@ def searched(
             keys, clean, classes, known, begun = held()
             fresh = np.isin(np.arange(places.size), filled)
             states, asked = _enter(search, states, asked, keys, clean, classes, known, put(run_of), begun, put(fresh))
-        states, asked, done, broken = _advance(
+        states, asked, done, broken = advance(
             search, count, logits_fn, keys, put(run_of), states, asked, clean, classes
         )
         over, hurt, questions = gathered(done), gathered(broken), gathered(asked)
@@ -152,7 +152,7 @@ def searched(
 
 
 @partial(jax.jit, static_argnums=0)
-def _idle(search: Search, keys: Array, images: Array, labels: Array, logits: Array, start: Array | None) -> SearchState:
+def idle(search: Search, keys: Array, images: Array, labels: Array, logits: Array, start: Array | None) -> SearchState:
     """States of empty places: nothing to ask."""
     runs = jnp.zeros(len(images), jnp.int32)
     states = jax.eval_shape(partial(begin, search), keys, images, labels, logits, runs, start)
@@ -179,7 +179,7 @@ def _enter(
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
-def _advance(
+def advance(
     search: Search,
     count: int,
     logits_fn: Predict,

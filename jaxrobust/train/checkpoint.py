@@ -95,7 +95,7 @@ class Checkpoints:
     def restore_state(self, step: int) -> TrainState:
         """Read the shared state of one checkpoint, all that an evaluation needs; raises like `restore`."""
         state, _ = jax.eval_shape(self._trainer.init)
-        return self._read(step, {"state": _abstract(state, self._sharding(P()))})["state"]
+        return self._read(step, {"state": _abstract(state, self._everywhere)})["state"]
 
     def restore(self, step: int, source: State) -> Restored:
         """Read one checkpoint onto the trainer's devices.
@@ -113,7 +113,7 @@ class Checkpoints:
         state, fresh = jax.eval_shape(self._trainer.init)
         leaves, about = jax.tree.leaves(source), self._about(step)
         resized = about["workers"] != self._trainer.workers
-        wanted = {"state": _abstract(state, self._sharding(P()))}
+        wanted = {"state": _abstract(state, self._everywhere)}
         if jax.tree.leaves(fresh):
             # Memories of columns are as long as their number of workers made them.
             leaves_then, structure = jax.tree.flatten(fresh)
@@ -125,10 +125,10 @@ class Checkpoints:
                     for leaf, shape in zip(leaves_then, shapes, strict=True)
                 ],
             )
-            wanted["reduction"] = _abstract(saved, self._sharding(P() if resized else P("data")))
+            wanted["reduction"] = _abstract(saved, self._everywhere if resized else self._trainer.split)
         if about["source"]:
             changed = {name: leaves[int(name)] for name in about["source"]}
-            wanted["source"] = _abstract(changed, self._sharding(P()))
+            wanted["source"] = _abstract(changed, self._everywhere)
         found = self._read(step, wanted)
         reduction = found.get("reduction", fresh)
         if resized and jax.tree.leaves(fresh):
@@ -152,13 +152,14 @@ class Checkpoints:
     def _unreadable(self, step: int, error: Exception) -> ValueError:
         return ValueError(f"checkpoint {step} in {self._directory} cannot be read ({_first_line(error)})")
 
-    def _sharding(self, spec: P) -> NamedSharding:
-        return NamedSharding(self._trainer.mesh, spec)
+    @property
+    def _everywhere(self) -> NamedSharding:
+        return NamedSharding(self._trainer.mesh, P())
 
     def _resize(self, saved: State) -> State:
         """Keep what all workers share, begin their own memories afresh."""
         _, fresh = self._trainer.init()
-        sharding = self._sharding(P("data"))
+        sharding = self._trainer.split
 
         def keep(new: Any, old: Any) -> Any:
             if not isinstance(new, ReduceState):

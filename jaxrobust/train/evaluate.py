@@ -10,7 +10,7 @@ from jaxrobust.train.checkpoint import Checkpoints
 from jaxrobust.train.configuration import Configuration, configure
 from jaxrobust.train.fit import predictor, sharded
 from jaxrobust.train.manifest import read_manifest
-from jaxrobust.train.step import keys_of_run, make_mesh, prepare_training
+from jaxrobust.train.step import keys_of_run, prepare_training
 from jaxrobust.typing import Evaluated, Evaluation
 
 
@@ -60,7 +60,7 @@ def evaluate_run(
     experiment = configuration_of(run, file).build()
     if experiment.test is None:
         raise ValueError(f"the configuration of {run} has no test examples to evaluate on")
-    trainer = prepare_training(experiment, make_mesh())
+    trainer = prepare_training(experiment)
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"no checkpoint in {run}: train it first")
     checkpoints = Checkpoints(run / "checkpoints", trainer, read_only=True)

@@ -31,6 +31,8 @@ DATA = "data"
 """Name of the mesh axis over which a batch is split."""
 WORKER = "worker"
 """Name of the inner axis where one device plays several workers."""
+MEMBER = "member"
+"""Name of the inner mesh axis where several devices form one worker."""
 
 Average = Callable[[Array, Params, Params], Params]
 """`(step, average, params) -> average`."""
@@ -48,7 +50,8 @@ class Experiment:
       objective: slot 3, what is minimized.
       gradient: slot 4, how its gradient is found.
       reduce: slot 5, how the workers' gradients become one. Built over the axis `"data"`, or over
-        `("data", "worker")` with several workers per device. None for the exact mean.
+        `("data", "worker")` with several workers per device, or over `"data"` with `inner_axis="member"` where several
+        devices form one worker. None for the exact mean.
       optimizer: slot 6, any optax transformation. It sees the tree `{"augment": ..., "model": ...}`.
       evaluate: slot 7, run on `test` every `evaluate_every` steps.
       final: what is run on `test` after the last step; None repeats `evaluate`.
@@ -58,6 +61,8 @@ class Experiment:
       accumulation: parts in which a worker computes its share of the batch, one after another; the gradient is
         reduced once a step.
       workers_per_device: workers that one device plays, each with its own gradient and its own reduction memory.
+      devices_per_worker: neighboring devices that form one worker: with fast links among them, as those of one host,
+        they average exactly, and what travels from worker to worker is packed.
       average: moving average of the parameters that is evaluated in their stead; None for none.
       evaluate_every: steps between evaluations; 0 for none before the last step.
       refresh_every: steps between looks of the sampler at the model (`Source.refresh`); 0 for none.
@@ -83,6 +88,7 @@ class Experiment:
     seed: int = 0
     accumulation: int = 1
     workers_per_device: int = 1
+    devices_per_worker: int = 1
     average: Average | None = None
     evaluate_every: int = 0
     refresh_every: int = 0
@@ -90,9 +96,14 @@ class Experiment:
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "workers_per_device", "log_every"):
+        for name in ("steps", "batch_size", "accumulation", "workers_per_device", "devices_per_worker", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers_per_device > 1 and self.devices_per_worker > 1:
+            raise ValueError(
+                f"devices_per_worker must be 1 where a device plays {self.workers_per_device} workers, got "
+                f"{self.devices_per_worker}"
+            )
         for name in ("evaluate_every", "refresh_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -107,6 +118,8 @@ class Experiment:
     @property
     def axes(self) -> str | tuple[str, str]:
         """The mapped axes that a step runs over, the outermost first."""
+        if self.devices_per_worker > 1:
+            return (DATA, MEMBER)
         return DATA if self.workers_per_device == 1 else (DATA, WORKER)
 
     @property

@@ -24,8 +24,6 @@ import jax
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from jaxrobust.report.page import write_report
@@ -116,7 +114,7 @@ def fit(
     """
     directory = None if directory is None else Path(directory)
     with ExitStack() as stack:
-        run = _Run(experiment, directory, configuration, make_mesh(devices), stack)
+        run = _Run(experiment, directory, configuration, make_mesh(devices, experiment.devices_per_worker), stack)
         run.resume(resume_from)
         return run.train(tensorboard, stream)
 
@@ -133,7 +131,7 @@ def sharded(source: Source, trainer: Trainer) -> Source:
         found = source.batch(state, step, rows, size)
         if len(rows) % trainer.mesh.size:
             return found
-        return jax.lax.with_sharding_constraint(found, NamedSharding(trainer.mesh, P("data")))
+        return jax.lax.with_sharding_constraint(found, trainer.split)
 
     return source._replace(init=lambda key: trainer.place(source.init(key)), batch=batch)
 
@@ -271,7 +269,7 @@ class _Run:
         data, experiment = self.experiment.data, self.experiment
         if isinstance(data, Stream):
             processes = (jax.process_index(), jax.process_count())
-            place = partial(jax.make_array_from_process_local_data, NamedSharding(self.mesh, P("data")))
+            place = partial(jax.make_array_from_process_local_data, self.trainer.split)
             for batch in data.batches(experiment.seed, step, experiment.batch_size, *processes):
                 yield jax.tree.map(lambda leaf: place(np.asarray(leaf)), batch)
         while True:

@@ -32,6 +32,7 @@ def describe(experiment: Experiment, configuration: Configuration | None) -> dic
         "batch_size": experiment.batch_size,
         "accumulation": experiment.accumulation,
         "workers_per_device": experiment.workers_per_device,
+        "devices_per_worker": experiment.devices_per_worker,
         "data": {"train": experiment.data.fingerprint, **test},
         "keys": {"seed": experiment.seed, "implementation": str(jax.random.key_impl(jax.random.key(0)))},
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
@@ -117,6 +118,7 @@ def check_same(directory: Path, about: dict[str, Any]) -> None:
                 f"{directory} belongs to another configuration: {name} was {was.get(name)!r}, "
                 f"now {now.get(name)!r}: {remedy}"
             )
-    for name in ("seed", "batch_size", "accumulation", "workers_per_device", "data"):
+    before = {"devices_per_worker": 1, **before}
+    for name in ("seed", "batch_size", "accumulation", "workers_per_device", "devices_per_worker", "data"):
         if before.get(name) != about[name]:
             raise ValueError(f"{directory} belongs to another run: {name} was {before.get(name)!r}: {remedy}")

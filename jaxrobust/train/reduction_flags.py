@@ -108,7 +108,7 @@ class ReductionFlags:
         if self.hostile is not None:
             attacker = _named(ATTACKERS, "hostile", self.hostile)()
             reduce = hostile(reduce, attacker, self.faulty, key=keys.attack)
-        return replace(experiment, reduce=reduce, workers_per_device=per_device)
+        return replace(experiment, reduce=reduce, workers_per_device=per_device, devices_per_worker=1)
 
 
 def with_reduction(configuration: Configuration, flags: Mapping[str, Any]) -> Configuration:

@@ -3,8 +3,9 @@
     rows of the worker -> source -> augment -> objective (prepare, losses) -> gradient -> reduce -> optimizer
 
 A step runs under `shard_map` over the axis `data`, one worker per device, or several that a `vmap` over the axis
-`worker` plays. Replication checks are off (`check_vma=False`): with them, differentiating a local loss with respect to
-replicated parameters sums over the axis by itself, and every codec and rule would see equal gradients.
+`worker` plays, or one that the devices along the axis `member` form. Replication checks are off (`check_vma=False`):
+with them, differentiating a local loss with respect to replicated parameters sums over the axis by itself, and every
+codec and rule would see equal gradients.
 """
 
 import inspect
@@ -20,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust.aggregation import joined_value
-from jaxrobust.train.experiment import DATA, WORKER, Experiment, is_mean
+from jaxrobust.aggregation.axes import names, position
+from jaxrobust.train.experiment import DATA, MEMBER, WORKER, Experiment, is_mean
 from jaxrobust.typing import Array, AxisName, Batch, Key, Metrics, Params, PyTree, State, Stream
 
 SUSPICION = ("suspicions", "suspect", "suspect_step")
@@ -55,7 +57,7 @@ class Trainer(NamedTuple):
     """An experiment made ready for certain devices.
 
     Attributes:
-      mesh: the devices, over the axis `data`.
+      mesh: the devices, over the axis `data`, or over `data` and `member`.
       init: `() -> (TrainState, reduction state with a leading axis of workers)`, placed on the mesh.
       step: `(state, reduction, source state, fed batch) -> (state, reduction, metrics)`, jitted; the first two
         arguments are donated. The fed batch is () for a `Source`, and the source state is () for a `Stream`.
@@ -68,6 +70,11 @@ class Trainer(NamedTuple):
     step: Callable[..., tuple[TrainState, State, Metrics]]
     logits: Callable[[Params, State, PyTree], Array]
     workers: int
+
+    @property
+    def split(self) -> NamedSharding:
+        """How the rows of a batch lie on the devices."""
+        return NamedSharding(self.mesh, P(self.mesh.axis_names))
 
     def place(self, tree: PyTree) -> PyTree:
         """Put values that every process has on the mesh, the same on every device."""
@@ -84,10 +91,27 @@ class Trainer(NamedTuple):
         return jax.tree.map(put, tree)
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, `data`, over the given devices (all of them by default, of every process)."""
+def make_mesh(devices: list[jax.Device] | None = None, devices_per_worker: int = 1) -> Mesh:
+    """The mesh of a run: the axis `data`, and inside it `member` where several devices form one worker.
+
+    Args:
+      devices: all of them by default, of every process.
+      devices_per_worker: as in `Experiment`.
+
+    Returns:
+      The mesh; the members of a worker belong to one process where that comes out even.
+
+    Raises:
+      ValueError: if the devices do not come out even.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    if len(devices) % devices_per_worker:
+        raise ValueError(f"devices_per_worker must divide the {len(devices)} devices, got {devices_per_worker}")
+    if devices_per_worker == 1:
+        return jax.make_mesh((len(devices),), (DATA,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    # The devices of one host belong together, whatever order a torus has.
+    by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(by_host).reshape(-1, devices_per_worker), (DATA, MEMBER))
 
 
 def prepare_training(experiment: Experiment, mesh: Mesh | None = None) -> Trainer:
@@ -103,7 +127,12 @@ def prepare_training(experiment: Experiment, mesh: Mesh | None = None) -> Traine
     Raises:
       ValueError: if the workers do not divide the batch, or the reduction does not span all of their axes.
     """
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = make_mesh(devices_per_worker=experiment.devices_per_worker) if mesh is None else mesh
+    if mesh.shape.get(MEMBER, 1) != experiment.devices_per_worker:
+        raise ValueError(
+            f"mesh must have {experiment.devices_per_worker} devices along the axis {MEMBER}, got the axes "
+            f"{dict(mesh.shape)}: make_mesh(devices, {experiment.devices_per_worker})"
+        )
     workers = mesh.size * experiment.workers_per_device
     parts = workers * experiment.accumulation
     if experiment.batch_size % parts:
@@ -112,7 +141,8 @@ def prepare_training(experiment: Experiment, mesh: Mesh | None = None) -> Traine
             f"x {experiment.accumulation} parts), got {experiment.batch_size}: take "
             f"{max(1, round(experiment.batch_size / parts)) * parts}"
         )
-    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA))
+    rows = P(mesh.axis_names)
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, rows)
 
     def init() -> tuple[TrainState, State]:
         return _initial(experiment, workers)
@@ -130,20 +160,25 @@ def prepare_training(experiment: Experiment, mesh: Mesh | None = None) -> Traine
     sharded = jax.shard_map(
         device_step,
         mesh=mesh,
-        in_specs=(P(), P(DATA), P(), P(DATA)),
-        out_specs=(P(), P(DATA), P()),
+        in_specs=(P(), rows, P(), rows),
+        out_specs=(P(), rows, P()),
         check_vma=False,
     )
+
+    message = (
+        f"with workers_per_device={experiment.workers_per_device} and devices_per_worker="
+        f"{experiment.devices_per_worker} the reduction must span the axes {experiment.axes}: the workers' parameters "
+        f"would part"
+    )
+    if set(names(getattr(experiment.reduction, "axis", experiment.axes))) != set(names(experiment.axes)):
+        raise ValueError(message)
 
     def spanning(*arguments: Any) -> tuple:
         try:
             return sharded(*arguments)
         except ValueError as error:
             if "out_axes" in str(error):
-                raise ValueError(
-                    f"with workers_per_device={experiment.workers_per_device} the reduction must span the axes "
-                    f"{experiment.axes}: the workers' parameters would part"
-                ) from error
+                raise ValueError(message) from error
             raise
 
     return Trainer(
@@ -294,8 +329,8 @@ def _accepted(function: Callable, extra: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
         return extra
-    names = {parameter.name for parameter in parameters}
-    return {name: value for name, value in extra.items() if name in names}
+    taken = {parameter.name for parameter in parameters}
+    return {name: value for name, value in extra.items() if name in taken}
 
 
 def _part_of_batch(
@@ -303,7 +338,7 @@ def _part_of_batch(
 ) -> Batch:
     """One of `accumulation` parts of this worker's rows; a part of the whole batch is the same on any device count."""
     rows = experiment.batch_size // (workers * experiment.accumulation)
-    worker = _position(experiment.axes)
+    worker = position(experiment.axes)
     if not isinstance(experiment.data, Stream):
         first = part * (experiment.batch_size // experiment.accumulation) + worker * rows
         return experiment.data.batch(source, state.step, first + jnp.arange(rows), experiment.batch_size)
@@ -314,14 +349,6 @@ def _part_of_batch(
 
 def _per_example(key: Key, batch: Batch) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(batch.index)
-
-
-def _position(axes: AxisName) -> Array:
-    names = (axes,) if isinstance(axes, str) else axes
-    position = jnp.int32(0)
-    for name in names:
-        position = position * jax.lax.axis_size(name) + jax.lax.axis_index(name)
-    return position
 
 
 def _mean(tree: PyTree, state: State, *, axis: AxisName) -> PyTree:

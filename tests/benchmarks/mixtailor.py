@@ -1,9 +1,15 @@
 """Rules against attacks that are made for one of them: the recipe of configs/mnist_mixtailor.py.
 
-    python tests/benchmarks/mixtailor.py [digits | DIRECTORY of MNIST] [SEEDS]
+    python tests/benchmarks/mixtailor.py table [digits | DIRECTORY of MNIST] [SEEDS [RULE ...]]
+    python tests/benchmarks/mixtailor.py along [digits | DIRECTORY of MNIST]
+    python tests/benchmarks/mixtailor.py convex
 
-Test accuracy in percent after the run, mean (least) over seeds, with workers that draw from the same examples and with
-workers that each draw from a twelfth in order of the labels.
+"table" prints test accuracy in percent after the run, mean (least) over seeds, with workers that draw from the same
+examples and with workers that each draw from a twelfth in order of the labels. "along" trains with MixTailor and
+prints, for points along the way, <E U, g> / |g|^2: U is what the rules of the pool make of the honest gradients and the
+attack, E the mean over the pool, g the gradient over many batches. Below 0 a step would climb. "convex" prints the
+length of the gradient along a run on two convex problems: least squares that all workers solve with the same
+parameters, and the digits' logistic regression, whose workers do not.
 """
 
 import os
@@ -11,13 +17,25 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
-from jaxrobust import train
+from jaxrobust import data, train
+from jaxrobust.aggregation import aggregate, rules
+from jaxrobust.train.configuration import load_function
+from jaxrobust.train.step import keys_of_run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "mnist_mixtailor.py"
 RULES = ("mean", "krum", "median", "geometric_median", "bulyan", "mixtailor")
 ATTACKS = ("none", "small_epsilon", "large_epsilon", "little_is_enough", "min_max")
+WORKERS, FAULTY, POINTS = 12, 2, 10
+
+
+def directory_of(name):
+    """The configuration's `data_dir`."""
+    return "" if name == "digits" else name
 
 
 def accuracy(**flags):
@@ -29,16 +47,16 @@ def accuracy(**flags):
         return 0.0
 
 
-def main(directory="digits", seeds="3"):
+def table(name="digits", seeds="3", *chosen):
     """Print a table for each way of dividing the data."""
-    data_dir, began = "" if directory == "digits" else directory, time.perf_counter()
+    began = time.perf_counter()
     for alike in (True, False):
         print(f"workers' data alike: {alike} | {' | '.join(ATTACKS)}", flush=True)
-        for rule in RULES:
+        for rule in chosen or RULES:
             cells = []
             for attack in ATTACKS:
                 found = [
-                    accuracy(data_dir=data_dir, rule=rule, attack=attack, alike=alike, seed=seed)
+                    accuracy(data_dir=directory_of(name), rule=rule, attack=attack, alike=alike, seed=seed)
                     for seed in range(int(seeds))
                 ]
                 cells.append(f"{np.mean(found):.1f} ({min(found):.1f})")
@@ -46,5 +64,129 @@ def main(directory="digits", seeds="3"):
     print(f"{time.perf_counter() - began:.0f} s")
 
 
+def forged(attack, key, rows):
+    """All workers' gradients, the first of them hostile."""
+    if attack == "none":
+        return rows
+    attacker = load_function(CONFIG)[0].__globals__["ATTACKS"][attack]()
+    return jnp.concatenate([attacker(key, rows[FAULTY:], rows[:FAULTY]), rows[FAULTY:]])
+
+
+def expected(key, rows):
+    """The mean over the pool of 64 of what its rules make of the workers' gradients."""
+    pool = rules.mixtailor_pool(FAULTY)
+    different = list(dict.fromkeys(pool))
+    shares = jnp.array([pool.count(rule) / len(pool) for rule in different])
+    return shares @ jnp.stack([aggregate(rule, rows, key=key) for rule in different])
+
+
+def along(name="digits"):
+    """Print the alignment along training, for each attack and way of dividing the data."""
+    print("data alike | attack | <E U, g> / |g|^2 at points along training, least first | accuracy, %")
+    for alike in (True, False):
+        for attack in ATTACKS:
+            flags = {"data_dir": directory_of(name), "attack": attack, "alike": alike}
+            experiment = train.configure(CONFIG, flags).build()
+            trainer = train.prepare_training(experiment, train.make_mesh(jax.devices()[:1]))
+            state, reduction = trainer.init()
+            source = trainer.place(experiment.data.init(keys_of_run(experiment.seed).data))
+            lean, found = jax.jit(leaning(experiment, attack)), []
+            for step in range(experiment.steps):
+                if step % (experiment.steps // POINTS) == 0:
+                    found.append(float(lean(state.params["model"], source, step)))
+                state, reduction, _ = trainer.step(state, reduction, source, ())
+            points = ", ".join(f"{value:.2f}" for value in found)
+            right = right_answers(experiment, state.params["model"])
+            print(f"{alike} | {attack} | least {min(found):.3f}: {points} | {100 * right:.1f}", flush=True)
+
+
+def leaning(experiment, attack):
+    """`(params, source, step) -> <E U, g> / |g|^2` with the gradients of one batch."""
+    size = experiment.batch_size
+
+    def loss(params, batch):
+        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(9), index))(batch.index)
+        return jnp.mean(experiment.objective.losses((), keys, experiment.model, params, {}, batch)[0])
+
+    def gradient(params, source, step, rows):
+        return ravel_pytree(jax.grad(loss)(params, experiment.data.batch(source, step, rows, size)))[0]
+
+    def measured(params, source, step):
+        of_each = jnp.arange(size).reshape(WORKERS, -1)
+        own = jax.vmap(lambda rows: gradient(params, source, step, rows))(of_each)
+        # In place of all examples, those that the workers draw in a hundred other batches.
+        far = jax.lax.map(lambda other: gradient(params, source, other, jnp.arange(size)), 10**6 + jnp.arange(100))
+        whole, key = jnp.mean(far, axis=0), jax.random.fold_in(jax.random.key(5), step)
+        return jnp.vdot(expected(key, forged(attack, key, own)), whole) / jnp.vdot(whole, whole)
+
+    return measured
+
+
+def right_answers(experiment, params):
+    """Share of the test examples."""
+    test = experiment.test
+    batch = test.batch(test.init(jax.random.key(0)), 0, jnp.arange(test.size), test.size)
+    logits, _ = experiment.model.apply(params, {}, batch.inputs, train=False)
+    return float(jnp.mean(jnp.argmax(logits, -1) == batch.targets))
+
+
+def least_squares(alike):
+    """Parameters and loss of linear regression without noise; where data differ, each worker has its own features."""
+    inputs = jax.random.normal(jax.random.key(0), (WORKERS, 200, 20))
+    scales = jnp.exp(jax.random.normal(jax.random.key(1), (WORKERS, 1, 20)))
+    inputs = inputs if alike else inputs * scales
+    targets = inputs @ jax.random.normal(jax.random.key(2), (20,))
+    return jnp.zeros(20), lambda params, x, y: jnp.mean((x @ params - y) ** 2) / 2, inputs, targets
+
+
+def logistic_regression(alike):
+    """Parameters and loss of the digits' logistic regression, with a weight decay of 0.01."""
+    source = data.digits().train
+    batch = source.batch(source.init(jax.random.key(0)), 0, jnp.arange(source.size), source.size)
+    count = source.size // WORKERS * WORKERS
+    order = jnp.arange(count) if alike else jnp.argsort(batch.targets[:count], stable=True)
+    inputs = batch.inputs.reshape(source.size, -1)[order].reshape(WORKERS, -1, 64)
+    targets = batch.targets[order].reshape(WORKERS, -1)
+
+    def loss(params, x, y):
+        weights = params.reshape(64, 10)
+        chosen = jax.nn.log_softmax(x @ weights)
+        return -jnp.mean(jnp.take_along_axis(chosen, y[:, None], axis=1)) + 0.005 * jnp.sum(params**2)
+
+    return jnp.zeros(640), loss, inputs, targets
+
+
+def convex(steps="20000"):
+    """Print the gradient's length, relative to the first, under every attack."""
+    marks = [int(steps) // 100, int(steps) // 10, int(steps)]
+    rule = rules.mixtailor(rules.mixtailor_pool(FAULTY))
+    print(f"problem | data alike | attack | gradient's length after {', '.join(map(str, marks))} steps over the first")
+    for problem, rate in ((least_squares, 0.05), (logistic_regression, 0.5)):
+        for alike in (True, False):
+            start, loss, inputs, targets = problem(alike)
+
+            def whole(params, loss=loss, inputs=inputs, targets=targets):
+                # The honest workers' examples: what the others hold is never seen.
+                return jnp.mean(jax.vmap(jax.grad(loss), (None, 0, 0))(params, inputs, targets)[FAULTY:], axis=0)
+
+            for attack in ATTACKS:
+
+                def step(number, params, attack=attack, loss=loss, inputs=inputs, targets=targets, rate=rate):
+                    draw, key = jax.random.split(jax.random.fold_in(jax.random.key(3), number))
+                    taken = jax.random.randint(draw, (WORKERS, 16), 0, inputs.shape[1])
+                    pick = jax.vmap(lambda rows, at: rows[at])
+                    own = jax.vmap(jax.grad(loss), (None, 0, 0))(params, pick(inputs, taken), pick(targets, taken))
+                    joined = aggregate(rule, forged(attack, key, own), key=key)
+                    return params - rate / jnp.sqrt(1 + number / 100) * joined
+
+                run = jax.jit(lambda first, last, params, step=step: jax.lax.fori_loop(first, last, step, params))
+                params, done, found = start, 0, []
+                for mark in marks:
+                    params, done = run(done, mark, params), mark
+                    found.append(float(jnp.linalg.norm(whole(params)) / jnp.linalg.norm(whole(start))))
+                lengths = ", ".join(f"{value:.2g}" for value in found)
+                print(f"{problem.__name__} | {alike} | {attack} | {lengths}", flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"table": table, "along": along, "convex": convex}[sys.argv[1]](*sys.argv[2:])

@@ -3,6 +3,8 @@
     python tests/benchmarks/quantized_training.py DIRECTORY RESULTS.jsonl [SCHEME ...]      train what is missing
     python tests/benchmarks/quantized_training.py DIRECTORY RESULTS.jsonl sweep             the grid, one seed
     python tests/benchmarks/quantized_training.py table RESULTS.jsonl ...                   print the tables
+    python tests/benchmarks/quantized_training.py figure FIGURE.png RESULTS.jsonl ...       draw what was measured
+    python tests/benchmarks/quantized_training.py step DIRECTORY                            time of a step, 4-bit ALQ
 
 A scheme is CODEC-BITS-BUCKET, as alq-3-8192; behind it "-both" where both hops are packed, or "-everyN" for levels that
 move every N steps in place of 500. A run adds a row to the file: test accuracy, bits sent for a coordinate, and beside
@@ -31,6 +33,7 @@ SEEDS, STEPS, EVERY = (0, 1, 2), 2000, 200
 SCHEMES = (
     "float32-32-1",
     "nuqsgd-4-8192",
+    "nuqsgd-4-1024",
     "qsgd_inf-4-8192",
     "nuqsgd_published-3-8192",
     "alq-3-8192",
@@ -159,6 +162,66 @@ def table(rows):
             )
 
 
+def figure(path, rows):
+    """Gradients along training, levels that move, and accuracy against the measured bits of a coordinate."""
+    import matplotlib.pyplot as plt
+
+    first = {row["scheme"]: row["along"] for row in rows if row["seed"] == SEEDS[0]}
+    canvas, axes = plt.subplots(2, 2, figsize=(11, 8))
+    exact = first["float32-32-1"]
+    steps = [point["step"] for point in exact]
+    axes[0, 0].plot(steps, [point["norm"] for point in exact], color="black")
+    axes[0, 0].set(title="Length of one worker's gradient, exact averaging", xlabel="step", ylim=(0, None))
+    sized = first["alq-3-8192"]
+    for number, quantile in enumerate(QUANTILES[:-1]):
+        axes[0, 1].semilogy(steps, [point["quantiles"][number] for point in sized], label=f"{quantile:.0%} lie below")
+    axes[0, 1].set(title="Coordinates, over the largest of their bucket of 8,192", xlabel="step")
+    levels = np.array([point["levels"] for point in sized])
+    for level in levels.T:
+        axes[1, 0].step(steps, level, where="post", color="tab:blue")
+    axes[1, 0].set(title="Levels of ALQ, 3 bits", xlabel="step", ylabel="over the bucket's scale")
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        mine = [row for row in rows if row["scheme"] == scheme]
+        bits = [point["entropy"] for row in mine for point in row["along"] if point["entropy"] is not None]
+        found = np.mean([100 * row["accuracy"] for row in mine])
+        if bits and found > 25:
+            name = scheme.split("-")[0]
+            color = f"C{sorted({other.split('-')[0] for other in first}).index(name)}"
+            axes[1, 1].plot(np.mean(bits), found, "o", color=color)
+            axes[1, 1].annotate(scheme, (np.mean(bits), found), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes[1, 1].axhline(np.mean([100 * row["accuracy"] for row in rows if row["scheme"] == "float32-32-1"]), color="k")
+    axes[1, 1].set(title="Test accuracy, %; the line is exact averaging", xlabel="entropy of the codes, bits")
+    axes[0, 1].legend(frameon=False)
+    for axis in axes.ravel():
+        axis.spines[["top", "right"]].set_visible(False)
+    canvas.tight_layout()
+    canvas.savefig(path, dpi=150)
+
+
+def step_times(directory, rounds=60):
+    """Print the time of a training step with 4-bit ALQ over that of the exact one, taken in turns."""
+    made = {}
+    for scheme in ("float32-32-1", "alq-4-1024"):
+        experiment = build(scheme, 0, directory)
+        trainer = train.prepare_training(experiment, train.make_mesh(jax.devices()[:1]))
+        source = trainer.place(experiment.data.init(keys_of_run(0).data))
+        state, reduction, _ = trainer.step(*trainer.init(), source, ())
+        made[scheme] = [trainer, source, state, reduction, []]
+    for _ in range(rounds):
+        for one in made.values():
+            trainer, source, state, reduction, times = one
+            began = time.perf_counter()
+            state, reduction, _ = jax.block_until_ready(trainer.step(state, reduction, source, ()))
+            times.append(time.perf_counter() - began)
+            one[2:4] = state, reduction
+    plain, packed = (np.array(one[-1]) for one in made.values())
+    low, middle, high = np.quantile(packed / plain, (0.25, 0.5, 0.75))
+    print(
+        f"a step: exact {1e3 * np.median(plain):.1f} ms, ALQ in 4 bits {1e3 * np.median(packed):.1f} ms; ratio "
+        f"{np.median(packed) / np.median(plain):.2f}, of neighbors {middle:.2f} ({low:.2f} to {high:.2f})"
+    )
+
+
 def main(directory, results, *schemes):
     """Train what the file does not hold yet."""
     path, seeds = Path(results), SEEDS
@@ -175,8 +238,17 @@ def main(directory, results, *schemes):
             print(f"{scheme} seed {seed}: {100 * row['accuracy']:.2f} % in {row['seconds']} s", flush=True)
 
 
+def rows_of(names):
+    """All rows of some files."""
+    return [json.loads(line) for name in names for line in Path(name).read_text().splitlines()]
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "table":
-        table([json.loads(line) for name in sys.argv[2:] for line in Path(name).read_text().splitlines()])
+        table(rows_of(sys.argv[2:]))
+    elif sys.argv[1] == "figure":
+        figure(sys.argv[2], rows_of(sys.argv[3:]))
+    elif sys.argv[1] == "step":
+        step_times(sys.argv[2])
     else:
         main(*sys.argv[1:])

@@ -6,7 +6,8 @@ A worker of n encodes d values, decodes n slices of d / n, encodes d / n and dec
 25 million values and taken to grow with d; it sends (n - 1) / n of both messages, counted from their shapes, at the
 bandwidth of its link. The peer is a float32 all-reduce along a ring, which sends 8 d (n - 1) / n bytes and computes
 nothing. Latencies and overlap with the backward pass are left out: both would move all lines alike. The break-even
-bandwidth is where a codec's time equals the peer's; on slower links it pays.
+bandwidth is where a codec's time equals the peer's; on slower links it pays. `throttled.py` holds the model against two
+processes.
 """
 
 import statistics
@@ -50,10 +51,10 @@ def measure(codec, x):
     return seconds(encode, x, state) / x.size, seconds(decode, wire, state[0]) / x.size, wire_bits(wire) / 8 / x.size
 
 
-def model(dimension, bandwidth, encode, decode, size):
+def model(dimension, bandwidth, encode, decode, size, workers=WORKERS):
     """Seconds of one reduction."""
-    share = (WORKERS - 1) / WORKERS
-    return dimension * ((1 + 1 / WORKERS) * encode + 2 * decode + 2 * share * size / bandwidth)
+    share = (workers - 1) / workers
+    return dimension * ((1 + 1 / workers) * encode + 2 * decode + 2 * share * size / bandwidth)
 
 
 def main(figure=None):

@@ -56,6 +56,41 @@ def test_gradients_of_workers_differ_before_they_are_reduced(experiment):
     np.testing.assert_array_equal(jax.shard_map(grad, check_vma=True, **specs)(jnp.float32(1), x), np.full(8, 28.0))
 
 
+def run_groups(experiment, devices_per_worker, **options):
+    reduce = all_reduce("data", inner_axis="member", inner_workers=devices_per_worker, **options)
+    grouped = replace(experiment, reduce=reduce, devices_per_worker=devices_per_worker)
+    trainer = train.prepare_training(grouped, train.make_mesh(EIGHT, devices_per_worker))
+    state, reduction = trainer.init()
+    source = trainer.place(experiment.data.init(jax.random.key(1)))
+    for _ in range(3):
+        state, reduction, metrics = trainer.step(state, reduction, source, ())
+    return state, metrics
+
+
+def test_devices_of_one_worker_average_exactly_and_see_the_same_batch(experiment):
+    alone, _, _ = run(experiment, EIGHT)
+    grouped, _ = run_groups(experiment, 2)
+    chex.assert_trees_all_close(grouped.params, alone.params, rtol=1e-5, atol=1e-6)
+    # The control: a rule that drops whole workers gives something else, and with codes a chip sends a part.
+    codec, key = codecs.qsgd_inf(8, 64), jax.random.key(0)
+    other, metrics = run_groups(experiment, 2, rule=rules.median(), codec=codec, broadcast_codec=codec, key=key)
+    whole = run(replace(experiment, reduce=all_reduce("data", codec=codec, broadcast_codec=codec, key=key)), EIGHT)[2]
+    assert optax.tree.norm(optax.tree.sub(other.params, alone.params)) > 1e-3
+    assert float(metrics["bits"]) < 0.6 * whole[-1]["bits"]
+
+
+def test_a_mesh_without_the_members_is_refused(experiment):
+    grouped = replace(experiment, devices_per_worker=2)
+    with pytest.raises(ValueError, match="mesh must have 2 devices along the axis member"):
+        train.prepare_training(grouped, train.make_mesh(EIGHT))
+    with pytest.raises(ValueError, match="devices_per_worker must divide the 8 devices, got 3"):
+        train.make_mesh(EIGHT, 3)
+    with pytest.raises(ValueError, match="reduction must span the axes"):
+        train.prepare_training(replace(grouped, reduce=all_reduce("data")), train.make_mesh(EIGHT, 2))
+    with pytest.raises(ValueError, match="devices_per_worker must be 1 where a device plays 2 workers"):
+        replace(grouped, workers_per_device=2)
+
+
 def test_a_step_is_traced_once_however_long_the_run(experiment):
     @chex.assert_max_traces(n=1)
     def losses(prepared, keys, model, params, state, batch):

@@ -75,6 +75,10 @@ def mixtailor_pool(faulty: int) -> tuple[Rule, ...]:
     others are 16 copies of one rule, as published. The median is the lower one, and the geometric median takes 20 steps
     (without the published random start).
 
+    Four members end in a plain mean of what Bulyan selected. Those that select by Krum or by the mean can let a vector
+    of any length in, once in 32 steps: the pool withstands vectors as long as gradients are, not a flipped exponent.
+    Against faults without bound take a pool of `krum_mixtailor`, `median`, `geometric_median` and `bulyan`.
+
     Args:
       faulty: f, how many workers may lie; n >= 4f + 3.
 

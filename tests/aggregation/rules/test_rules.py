@@ -414,6 +414,14 @@ def test_pool_of_the_paper_fits_its_own_setting():
     assert shapes.shape == (6,)
 
 
+def test_two_members_of_the_papers_pool_are_moved_without_bound():
+    pool, honest = rules.mixtailor_pool(2), jax.random.normal(jax.random.key(0), (10, 20))
+    sent = jnp.concatenate([jnp.full((2, 20), 1e30), honest])
+    moved = [rule for rule in dict.fromkeys(pool) if jnp.max(jnp.abs(aggregate(rule, sent, key=KEY))) > 10]
+    assert [(pool.index(rule) - 48) // 4 for rule in moved] == [0, 3]  # Selected by Krum, and by the mean.
+    assert all((pool.index(rule) - 48) % 4 == 3 for rule in moved)  # Joined by the mean.
+
+
 def test_a_vector_is_refused():
     with pytest.raises(ValueError, match=r"stacked must be \[workers, dimension\], got shape \(3,\)"):
         aggregate(rules.mean(), jnp.zeros(3))
