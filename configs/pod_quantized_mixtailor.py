@@ -25,7 +25,7 @@ from jaxrobust.aggregation import attackers, codecs, rules
 
 
 def pool(faulty: int) -> tuple:
-    """Four families as published, without those of the paper's 64 that end in a mean: a flipped exponent moves these."""
+    """Four families as published, without those of the paper's 64 that join by a mean: a flipped exponent moves it."""
     krums = tuple(rules.krum_mixtailor(faulty, p) for p in (1, 2, 4))
     return (*krums, rules.median(), rules.trimmed_mean(faulty), rules.geometric_median(), rules.bulyan(faulty))
 

@@ -41,6 +41,9 @@ from jaxrobust.typing import Array, AxisName, Codec, Key, Params, PyTree, Rule, 
 _FLOAT32, _MEAN = float32(), mean()
 # Messages of a vector longer than LONG are read so many at a time: a tile of a TPU's memory has so many rows.
 TOGETHER = 8
+# A slice of a long gradient fills whole tiles of a TPU's memory: else its compiler turns the gather of a group's slices
+# into an all-reduce of the whole.
+TILE = 1024
 
 
 class Shared(NamedTuple):
@@ -183,7 +186,7 @@ def all_reduce(
     exact = codec == _FLOAT32 and rule == _MEAN and broadcast_codec == _FLOAT32
 
     def init(params: Params) -> ReduceState:
-        dimension = -(-sum(leaf.size for leaf in jax.tree.leaves(params)) // inner_workers)
+        dimension = _slice_size(sum(leaf.size for leaf in jax.tree.leaves(params)), inner_workers)
         columns = columns_of(dimension, codec.bucket_size, workers) if workers else 0
         (levels, memory), (back, memory_back) = codec.init(dimension), broadcast_codec.init(columns)
         shared = Shared(
@@ -329,10 +332,21 @@ def _decoded(decode: Callable[[PyTree], Array], messages: PyTree, dimension: int
     return jax.lax.map(decode, messages, batch_size=TOGETHER) if dimension > LONG else jax.vmap(decode)(messages)
 
 
+def _slice_size(dimension: int, workers: int) -> int:
+    """How many coordinates each worker of a group reduces with those of other groups."""
+    size = -(-dimension // workers)
+    return size if workers == 1 or size < TILE**2 // 8 else -(-size // TILE) * TILE
+
+
 def _mean_slice(vector: Array, axis: str, workers: int) -> Array:
-    """This worker's slice of the group's mean."""
-    parts = jnp.pad(vector, (0, -vector.size % workers)).reshape(workers, -1)
-    return jax.lax.psum_scatter(parts, axis) / jnp.asarray(workers, vector.dtype)
+    """This worker's slice of the group's mean.
+
+    An exchange and a sum, as a reduce-scatter is: a TPU's compiler turns a `psum_scatter` within groups into an
+    all-reduce, which sends twice as much.
+    """
+    size = _slice_size(vector.size, workers)
+    parts = jnp.pad(vector, (0, workers * size - vector.size)).reshape(workers, size)
+    return jnp.mean(axes.exchange(parts, axis), axis=0)
 
 
 def _fingerprint(vector: Array) -> Array:
