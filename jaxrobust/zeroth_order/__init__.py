@@ -1,6 +1,13 @@
 """Zeroth-order estimators: gradients from function values alone."""
 
+from jaxrobust.zeroth_order.activation import activation as activation
 from jaxrobust.zeroth_order.coordinate import coordinate as coordinate
+from jaxrobust.zeroth_order.forward_gradient import forward_gradient as forward_gradient
+from jaxrobust.zeroth_order.low_rank import LowRankState as LowRankState
+from jaxrobust.zeroth_order.low_rank import low_rank as low_rank
 from jaxrobust.zeroth_order.random_directions import random_directions as random_directions
+from jaxrobust.zeroth_order.seed_replay import Replay as Replay
+from jaxrobust.zeroth_order.seed_replay import replay as replay
+from jaxrobust.zeroth_order.seed_replay import seed_replay as seed_replay
 from jaxrobust.zeroth_order.transform import TransformState as TransformState
 from jaxrobust.zeroth_order.transform import as_transform as as_transform

@@ -1,12 +1,15 @@
 r"""Randomized gradient estimation (RGE): difference quotients along a few random directions.
 
-.. math:: g = \frac{1}{q} \sum_{k=1}^{q} \frac{f(\theta + \mu u_k) - f(\theta)}{\mu} u_k, \quad u_k \sim N(0, I)
+.. math:: g = \frac{1}{q} \sum_{k=1}^{q} \frac{f(\theta + \mu u_k) - f(\theta)}{\mu} u_k, \quad E[u u^T] = I
 
-with mu the smoothing and q the number of directions. E[u u^T] = I, so that g is unbiased for the gradient of f smoothed
-by a Gaussian of deviation mu. (With u on the unit sphere the same estimate carries a factor d.) As mu goes to 0,
+with mu the smoothing and q the number of directions. With Gaussian ones g is unbiased for the gradient of f smoothed by
+a Gaussian of deviation mu, and as mu goes to 0,
 
 .. math:: E \|g\|^2 = \left(1 + \frac{d + 1}{q}\right) \|\nabla f\|^2, \quad
           \cos(g, \nabla f) \approx \sqrt{\frac{q}{q + d + 1}}
+
+Orthogonal directions have a cosine of the root of q / d instead: with d of them the estimate of a linear function is
+exact.
 """
 
 from collections.abc import Callable
@@ -17,70 +20,68 @@ import jax.numpy as jnp
 
 from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, PyTree, State
 from jaxrobust.zeroth_order.coordinate import check_floating
+from jaxrobust.zeroth_order.directions import (
+    Kind,
+    add_scaled,
+    check_directions,
+    directions_of,
+    moved,
+    zeros_to_sum,
+)
 
 
-def random_directions(directions: int = 12, smoothing: float = 5e-3) -> Estimator:
-    r"""Estimate the gradient from Gaussian directions.
+def random_directions(
+    directions: int = 12, smoothing: float = 5e-3, kind: Kind = "gaussian", antithetic: bool = False
+) -> Estimator:
+    r"""Estimate the gradient from random directions.
 
-    .. math:: g = \frac{1}{q \mu} \sum_k (f(\theta + \mu u_k) - f(\theta)) u_k
+    .. math:: g = \frac{1}{q \mu} \sum_k (f(\theta + \mu u_k) - f(\theta)) u_k \quad \text{or, antithetic,} \quad
+              g = \frac{1}{2 q \mu} \sum_k (f(\theta + \mu u_k) - f(\theta - \mu u_k)) u_k
 
     Args:
       directions: q, evaluated one after another, so that memory does not depend on it. The quality asked for decides:
         the cosine to the true gradient is about the root of q / (q + d + 1).
       smoothing: mu > 0. 5e-3, the default of DeepZero.
+      kind: `"gaussian"`, `"sphere"` (of radius root d), `"rademacher"` or `"orthogonal"`, which keeps d x min(q, d)
+        numbers.
+      antithetic: take both sides of each direction: what is even in f cancels.
 
     Returns:
-      An `Estimator` that makes q + 1 queries. Direction k is drawn with `fold_in(key, k)`, so that more
-      directions keep the first ones.
+      An `Estimator` that makes q + 1 queries, 2 q + 1 antithetic ones. Direction k is drawn with `fold_in(key, k)`, so
+      that more directions keep the first ones.
 
     Raises:
-      ValueError: for directions or smoothing that is not positive; when called, for leaves that are not floats.
+      ValueError: for directions or smoothing that is not positive, or another kind; when called, for leaves that are
+        not floats.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> estimator = random_directions(directions=2000)
+      >>> estimator = random_directions(directions=2, kind="orthogonal")
       >>> found = estimator(jax.random.key(0), lambda x: 3 * x[0] - x[1], jnp.array([1.0, 1.0]))
-      >>> [round(g) for g in found.gradient.tolist()], int(found.queries)
-      ([3, -1], 2001)
+      >>> [round(g, 2) for g in found.gradient.tolist()], int(found.queries)
+      ([3.0, -1.0], 3)
 
     Reference: Nesterov and Spokoiny, "Random Gradient-Free Minimization of Convex Functions",
     https://doi.org/10.1007/s10208-015-9296-2, 2017.
     """
-    if directions < 1:
-        raise ValueError(f"directions must be positive, got {directions}")
-    if not smoothing > 0:
-        raise ValueError(f"smoothing must be positive, got {smoothing}")
+    check_directions(directions, smoothing, kind)
 
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         check_floating(params)
         values, aux = value_fn(params)
-        base = jnp.mean(values)
+        base, direction_of = jnp.mean(values), directions_of(kind, key, params, directions)
 
         def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
-            direction = gaussian_like(jax.random.fold_in(key, number), params)
-            moved = jax.tree.map(lambda leaf, u: leaf + smoothing * u, params, direction)
-            slope = (jnp.mean(value_fn(moved)[0]) - base) / smoothing
-            return jax.tree.map(
-                lambda sum_, u: sum_ + slope.astype(sum_.dtype) * u.astype(sum_.dtype), total, direction
-            ), None
+            direction = direction_of(number)
+            ahead = jnp.mean(value_fn(moved(params, direction, smoothing))[0])
+            if antithetic:
+                slope = (ahead - jnp.mean(value_fn(moved(params, direction, -smoothing))[0])) / (2 * smoothing)
+            else:
+                slope = (ahead - base) / smoothing
+            return add_scaled(total, slope, direction), None
 
-        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _sum_dtype(leaf)), params)
-        total, _ = jax.lax.scan(add, start, jnp.arange(directions))
+        total, _ = jax.lax.scan(add, zeros_to_sum(params), jnp.arange(directions))
         gradient = jax.tree.map(lambda sum_, leaf: (sum_ / directions).astype(leaf.dtype), total, params)
-        return Estimate(base, gradient, jnp.int32(directions + 1), aux, state)
+        return Estimate(base, gradient, jnp.int32((2 if antithetic else 1) * directions + 1), aux, state)
 
     return Estimator(init=lambda params: (), estimate=estimate)
-
-
-def gaussian_like(key: Key, params: Params) -> Params:
-    """Standard normal numbers in the shapes and dtypes of params; a leaf's draw depends on its number alone."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = (jax.random.fold_in(key, number) for number in range(len(leaves)))
-    return structure.unflatten(
-        [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    )
-
-
-def _sum_dtype(leaf: Array) -> jnp.dtype:
-    # A sum of many directions in 16 bits would lose the later ones.
-    return leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.dtype(jnp.float32)

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from jaxrobust.typing import backprop
-from jaxrobust.zeroth_order import coordinate, random_directions
+from jaxrobust.zeroth_order import coordinate, forward_gradient, low_rank, random_directions, seed_replay
 
 ROWS = {
     "coordinate": (coordinate(chunk_size=3), lambda d: d + 1),
     "coordinate_central": (coordinate(central=True, chunk_size=4), lambda d: 2 * d + 1),
     "random_directions": (random_directions(directions=5), lambda d: 6),
+    "antithetic": (random_directions(directions=4, antithetic=True), lambda d: 9),
+    "sphere": (random_directions(directions=5, kind="sphere"), lambda d: 6),
+    "rademacher": (random_directions(directions=5, kind="rademacher"), lambda d: 6),
+    "orthogonal": (random_directions(directions=5, kind="orthogonal"), lambda d: 6),
+    "seed_replay": (seed_replay(directions=5, chunk_size=2), lambda d: 11),
+    "low_rank": (low_rank(directions=5, rank=2), lambda d: 11),
+    "forward_gradient": (forward_gradient(directions=5), lambda d: 6),
 }
 PARAMS = {"a": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "empty": jnp.zeros((0, 4)), "scalar": jnp.float32(0.5)}
 
@@ -21,16 +28,12 @@ def losses(params):
 
 
 def counted(function, calls):
-    """The function, through a callback that counts on the host how often it is evaluated."""
-
-    def count(value):
-        calls.append(0)
-        return value
+    """The function, which tells the host whenever it is evaluated."""
 
     def evaluated(params):
         values = function(params)
-        shape = jax.ShapeDtypeStruct(values.shape, values.dtype)
-        return jax.pure_callback(count, shape, values, vmap_method="sequential")
+        jax.debug.callback(lambda _: calls.append(0), values)
+        return values
 
     return evaluated
 
@@ -41,6 +44,7 @@ def test_queries_are_counted_right(name):
     calls = []
     found = jax.jit(lambda key, params: estimator(key, counted(losses, calls), params))(jax.random.key(0), PARAMS)
     jax.block_until_ready(found.gradient)
+    jax.effects_barrier()
     assert len(calls) == int(found.queries) == expected(7)
     assert found.queries.dtype == jnp.int32
 
@@ -101,5 +105,17 @@ def test_bad_arguments_are_refused():
             build(smoothing=-1.0)
     with pytest.raises(ValueError, match="chunk_size must be positive, got 0"):
         coordinate(chunk_size=0)
-    with pytest.raises(ValueError, match="directions must be positive, got 0"):
-        random_directions(directions=0)
+    for build in (random_directions, seed_replay, low_rank, forward_gradient):
+        with pytest.raises(ValueError, match="directions must be positive, got 0"):
+            build(directions=0)
+    for build in (random_directions, seed_replay, forward_gradient):
+        with pytest.raises(ValueError, match=r"kind must be one of gaussian, .*, got 'cauchy'"):
+            build(kind="cauchy")
+    with pytest.raises(ValueError, match="kind must be one that is drawn anew, got 'orthogonal'"):
+        seed_replay(kind="orthogonal")
+    with pytest.raises(ValueError, match="chunk_size must be positive, got 0"):
+        seed_replay(chunk_size=0)
+    with pytest.raises(ValueError, match="rank must be positive, got 0"):
+        low_rank(rank=0)
+    with pytest.raises(ValueError, match="interval must be positive, got 0"):
+        low_rank(interval=0)

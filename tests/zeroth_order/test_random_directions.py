@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust.zeroth_order import random_directions
-from jaxrobust.zeroth_order.random_directions import gaussian_like
+from jaxrobust.zeroth_order.directions import directions_of, gaussian_like
 
 DIMENSION = 40
 SLOPE = jnp.linspace(0.5, 2.0, DIMENSION)
@@ -70,3 +70,39 @@ def test_memory_does_not_grow_with_directions():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(64) <= temporary(2) + 1024
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sphere", "rademacher", "orthogonal"])
+def test_every_kind_has_the_identity_as_second_moment(kind):
+    @jax.jit
+    @jax.vmap
+    def drawn(key):
+        direction_of = directions_of(kind, key, PARAMS, 3)
+        return jnp.stack([jnp.concatenate([u.reshape(-1) for u in direction_of(k).values()]) for k in range(3)])
+
+    vectors = np.asarray(drawn(jax.random.split(jax.random.key(0), 2000)), np.float64)
+    moment, count = np.einsum("ski,skj->ij", vectors, vectors) / 6000, 6000
+    deviation = np.sqrt((1 + 2 * np.eye(DIMENSION)) / count)
+    assert (np.abs(moment - np.eye(DIMENSION)) / deviation).max() < 5
+    # The unit sphere without its factor, and directions that repeat, would be caught.
+    assert (np.abs(moment / DIMENSION - np.eye(DIMENSION)) / deviation).max() > 5
+    assert np.abs(np.einsum("si,si->s", vectors[:, 0], vectors[:, 1])).max() < 0.9 * DIMENSION
+    lengths = np.linalg.norm(vectors, axis=-1)
+    assert (np.abs(lengths - np.sqrt(DIMENSION)).max() < 1e-4) == (kind != "gaussian")
+
+
+def test_as_many_orthogonal_directions_as_coordinates_are_exact_and_more_go_on():
+    found = random_directions(2 * DIMENSION, kind="orthogonal")(jax.random.key(3), linear, PARAMS).gradient
+    exact = jax.grad(linear)(PARAMS)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=2e-3), found, exact)
+    fewer = random_directions(DIMENSION // 2, kind="orthogonal")(jax.random.key(3), linear, PARAMS).gradient
+    assert np.abs(fewer["a"] - exact["a"]).max() > 0.1
+
+
+def test_both_sides_cancel_what_is_even():
+    def even(params):
+        return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(params))
+
+    one_sided = random_directions(smoothing=0.1)(jax.random.key(0), even, PARAMS).gradient["a"]
+    both = random_directions(smoothing=0.1, antithetic=True)(jax.random.key(0), even, PARAMS).gradient["a"]
+    assert np.abs(both).max() < 1e-3 < 0.1 < np.abs(one_sided).max()

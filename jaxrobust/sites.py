@@ -1,0 +1,335 @@
+r"""Linear sites: where a function's parameters meet its activations, found in its jaxpr.
+
+A leaf of a network's parameters is used, as a rule, in one operation that is linear in it: the right operand of a
+matrix product or a convolution, a shift, a scale. With x the input of that operation and z its output,
+:math:`z = A(x) w`, the leaf's gradient is :math:`A(x)^T \, \partial f / \partial z`: what perturbs z stands for what
+perturbs w. Nothing here asks for layers: the function may be a Linen or an NNX network or plain code; `jit`, `remat`,
+`custom_jvp` and `custom_vjp` are looked into, `scan`, `while_loop` and `cond` are not.
+
+    program = trace(function, params)         # equations in one list, nothing nested but loops
+    values = program.evaluate(leaves)         # every intermediate value, once
+    program.after(values, {place: delta})     # the outputs after a change, by what depends on it alone
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxrobust.typing import Array, Params, PyTree
+
+Place = int
+"""Number of a value of a program: of a leaf, a constant or what an equation gives."""
+
+# Calls whose inner equations are the function's own, by the name of their primitive: where the inner jaxpr is.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+_SUMS = {"add", "add_any", "sub"}
+# What gives a value anew, or in another shape or dtype.
+_RESHAPING = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "copy", "convert_element_type"}
+
+
+class Equation(NamedTuple):
+    """One operation.
+
+    Attributes:
+      name: of its primitive.
+      options: the primitive's parameters.
+      call: arguments to outputs.
+      arguments: places or literals, each of the call's once.
+      inputs: the same in the order of the primitive's operands.
+      outputs: places.
+      shapes: of the outputs.
+      effects: whether it does more than give values, as a callback that prints.
+    """
+
+    name: str
+    options: dict[str, Any]
+    call: Callable[..., list[Array]]
+    arguments: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Place, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    effects: bool
+
+    def places(self) -> tuple[Place, ...]:
+        """What it reads, each place once."""
+        return tuple(dict.fromkeys(place for place in self.inputs if not isinstance(place, Literal)))
+
+
+class Literal(NamedTuple):
+    """A constant among an equation's inputs."""
+
+    value: Any
+
+
+class Site(NamedTuple):
+    """A use of a leaf that is linear in it.
+
+    Attributes:
+      leaf: the leaf's number.
+      tap: the place of what the use gives, `[batch, ...]`: where a perturbation goes in.
+      path: equations from the leaf to the tap, by number.
+    """
+
+    leaf: int
+    tap: Place
+    path: tuple[int, ...]
+
+
+class Uses(NamedTuple):
+    """How a leaf is used.
+
+    Attributes:
+      sites: its linear sites.
+      others: names of primitives that use it in any other way.
+    """
+
+    sites: tuple[Site, ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function of a pytree as one list of equations.
+
+    Attributes:
+      equations: in the order of evaluation.
+      leaves: places of the argument's leaves.
+      outputs: places, or literals, of the results' leaves.
+      constants: values of places that no equation gives.
+      structure: tree structure of the result.
+    """
+
+    equations: tuple[Equation, ...]
+    leaves: tuple[Place, ...]
+    outputs: tuple[Any, ...]
+    constants: Mapping[Place, Array]
+    structure: Any
+
+    def evaluate(self, leaves: Sequence[Array]) -> dict[Place, Array]:
+        """Every value, by its place."""
+        values = {**self.constants, **dict(zip(self.leaves, leaves, strict=True))}
+        for equation in self.equations:
+            found = equation.call(*_read(equation.arguments, values))
+            values.update(zip(equation.outputs, found, strict=True))
+        return values
+
+    def result(self, values: Mapping[Place, Array]) -> PyTree:
+        """What the function returned, of the values of all places."""
+        return jax.tree.unflatten(self.structure, _read(self.outputs, values))
+
+    def after(
+        self,
+        values: Mapping[Place, Array],
+        deltas: Mapping[Place, Array],
+        replaced: Mapping[Place, Array] | None = None,
+        outputs: Sequence[Place] | None = None,
+    ) -> list[Array]:
+        """Outputs after some values have changed; equations that no change reaches are not evaluated again.
+
+        Args:
+          values: as `evaluate` gives them.
+          deltas: what is added to a place, after it has been found anew.
+          replaced: what stands in a place that no equation gives, as a leaf.
+          outputs: places to return; the program's own by default.
+
+        Returns:
+          Their values.
+        """
+        wanted = self.outputs if outputs is None else tuple(outputs)
+        now = {**values, **(replaced or {})}
+        now |= {place: values[place] + delta for place, delta in deltas.items() if place not in self._shapes}
+        changed = {place for place in (*(replaced or ()), *deltas) if place not in self._shapes}
+        for number in self._needed(wanted):
+            equation = self.equations[number]
+            reached = not changed.isdisjoint(equation.places())
+            if not (reached or any(place in deltas for place in equation.outputs)):
+                continue
+            found = equation.call(*_read(equation.arguments, now)) if reached else _read(equation.outputs, values)
+            for place, value in zip(equation.outputs, found, strict=True):
+                now[place] = value + deltas[place] if place in deltas else value
+            changed.update(equation.outputs)
+        return _read(wanted, now)
+
+    def uses(self, leaf: int, batch: int) -> Uses:
+        """The ways in which a leaf is used.
+
+        Args:
+          leaf: its number.
+          batch: examples: a tap's leading axis is of that length.
+
+        Returns:
+          A `Uses`. A sum that follows a site belongs to it, so that a kernel and its bias have one tap.
+        """
+        sites: list[Site] = []
+        others: list[str] = []
+        begun: list[tuple[Place, tuple[int, ...]]] = [(self.leaves[leaf], ())]
+        while begun:
+            place, path = begun.pop()
+            for number in self._readers.get(place, ()):
+                equation = self.equations[number]
+                longer = (*path, number)
+                kind = _kind(equation, place, batch)
+                if kind == "site":
+                    sites.append(self._extended(Site(leaf, equation.outputs[0], longer)))
+                elif kind == "same":
+                    begun.append((equation.outputs[0], longer))
+                else:
+                    others.append(equation.name)
+            if place in self.outputs:
+                others.append("result")
+        return Uses(tuple(sites), tuple(others))
+
+    def shape_of(self, place: Place) -> tuple[int, ...]:
+        """Of what an equation gives."""
+        return self._shapes[place]
+
+    def along(self, site: Site, values: Mapping[Place, Array], leaf: Array) -> Array:
+        """What the tap of a site is for another value of its leaf, all else as it was; linear but for a constant."""
+        found = {**values, self.leaves[site.leaf]: leaf}
+        for number in site.path:
+            equation = self.equations[number]
+            outputs = equation.call(*_read(equation.arguments, found))
+            found.update(zip(equation.outputs, outputs, strict=True))
+        return found[site.tap]
+
+    def _extended(self, site: Site) -> Site:
+        """The site with its tap behind sums and casts of it alone: a kernel and its bias share one, so do branches."""
+        while True:
+            readers = self._readers.get(site.tap, ())
+            if len(readers) != 1 or site.tap in self.outputs:
+                return site
+            equation = self.equations[readers[0]]
+            once = sum(place == site.tap for place in equation.inputs) == 1
+            kept = equation.shapes[0] == self._shapes[site.tap]
+            if not (once and kept and equation.name in _SUMS | {"convert_element_type"}):
+                return site
+            site = Site(site.leaf, equation.outputs[0], (*site.path, readers[0]))
+
+    @cached_property
+    def _shapes(self) -> dict[Place, tuple[int, ...]]:
+        return {
+            place: shape
+            for equation in self.equations
+            for place, shape in zip(equation.outputs, equation.shapes, strict=True)
+        }
+
+    @cached_property
+    def _readers(self) -> dict[Place, list[int]]:
+        readers: dict[Place, list[int]] = {}
+        for number, equation in enumerate(self.equations):
+            for place in equation.places():
+                readers.setdefault(place, []).append(number)
+        return readers
+
+    def _needed(self, wanted: Sequence[Any]) -> list[int]:
+        """Equations that the wanted places, and effects, need."""
+        needed, chosen = {place for place in wanted if not isinstance(place, Literal)}, []
+        for number in reversed(range(len(self.equations))):
+            equation = self.equations[number]
+            if equation.effects or needed & set(equation.outputs):
+                chosen.append(number)
+                needed.update(equation.places())
+        return chosen[::-1]
+
+
+def trace(function: Callable[[Params], PyTree], params: Params) -> Program:
+    """A function's equations at params, with calls resolved.
+
+    Args:
+      function: of one pytree.
+      params: pytree of arrays.
+
+    Returns:
+      A `Program`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> program = trace(lambda w: jax.nn.relu(jnp.ones((2, 3)) @ w["kernel"] + w["bias"]),
+      ...                 {"bias": jnp.zeros(4), "kernel": jnp.zeros((3, 4))})
+      >>> kernel, bias = program.uses(1, batch=2), program.uses(0, batch=2)
+      >>> kernel.sites[0].tap == bias.sites[0].tap, kernel.others
+      (True, ())
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(params)
+    equations: list[Equation] = []
+    constants: dict[Place, Array] = {}
+    count = 0
+
+    def new() -> Place:
+        nonlocal count
+        count += 1
+        return count - 1
+
+    def inline(jaxpr: core.Jaxpr, given: Sequence[Any], inner: Sequence[Any]) -> list[Any]:
+        """Add a jaxpr's equations; the places of its results."""
+        places: dict[core.Var, Any] = dict(zip(jaxpr.invars, given, strict=True))
+        for variable, value in zip(jaxpr.constvars, inner, strict=True):
+            places[variable] = new()
+            constants[places[variable]] = value
+
+        def of(atom: Any) -> Any:
+            return Literal(np.asarray(atom.val)) if isinstance(atom, core.Literal) else places[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs, name = [of(atom) for atom in eqn.invars], eqn.primitive.name
+            if name in _CALLS and _CALLS[name] in eqn.params:
+                called = eqn.params[_CALLS[name]]
+                own, held = (called.jaxpr, called.consts) if isinstance(called, core.ClosedJaxpr) else (called, ())
+                places.update(zip(eqn.outvars, inline(own, inputs, held), strict=True))
+                continue
+            read = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, core.Literal)))
+            results = [variable for variable in eqn.outvars if not isinstance(variable, core.DropVar)]
+            alone = core.Jaxpr((), read, results, [eqn], eqn.effects, core.DebugInfo("sites", name, None, None))
+            outputs = tuple(new() for _ in results)
+            shapes = tuple(tuple(getattr(variable.aval, "shape", ())) for variable in results)
+            call = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
+            arguments = tuple(of(variable) for variable in read)
+            equations.append(
+                Equation(name, eqn.params, call, arguments, tuple(inputs), outputs, shapes, bool(eqn.effects))
+            )
+            places.update(zip(results, outputs, strict=True))
+        return [of(atom) for atom in jaxpr.outvars]
+
+    leaves = tuple(new() for _ in closed.jaxpr.invars)
+    outputs = inline(closed.jaxpr, leaves, closed.consts)
+    return Program(tuple(equations), leaves, tuple(outputs), constants, jax.tree.structure(shape))
+
+
+def _read(places: Sequence[Any], values: Mapping[Place, Array]) -> list[Array]:
+    return [place.value if isinstance(place, Literal) else values[place] for place in places]
+
+
+def _kind(equation: Equation, place: Place, batch: int) -> str:
+    """Whether a use is a linear site, the same value in another form, or neither."""
+    name, at = equation.name, [n for n, other in enumerate(equation.inputs) if other == place]
+    if len(at) != 1:
+        return "other"
+    shape = equation.shapes[0]
+    of_examples = bool(shape) and shape[0] == batch
+    if name == "dot_general":
+        _, (_, own_batch) = equation.options["dimension_numbers"]
+        return "site" if at == [1] and not own_batch and of_examples else "other"
+    if name == "conv_general_dilated":
+        numbers = equation.options["dimension_numbers"]
+        plain = equation.options["batch_group_count"] == 1 and numbers.out_spec[0] == 0
+        return "site" if at == [1] and plain and of_examples else "other"
+    if name in _SUMS | {"mul"} or (name == "div" and at == [0]):
+        return "site" if of_examples else "same"
+    if name in _RESHAPING:
+        return "same"
+    return "other"

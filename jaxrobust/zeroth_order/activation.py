@@ -1,0 +1,208 @@
+r"""Activation-wise estimation: one query for every unit, whatever the number of its weights.
+
+A linear site gives :math:`z = A(x) w` (`jaxrobust.sites`). Where examples do not interact, a unit j of z may be moved
+for all of them at once, and the losses l_b of the examples tell its derivative for each:
+
+.. math:: \delta_{bj} = \frac{l_b(z + \mu e_j) - l_b(z)}{\mu}, \qquad g_w = \frac{1}{B} A(x)^T \delta
+
+A dense layer of m x n weights costs n queries in place of m n, and its bias none; a convolution as many as its output
+has places and channels, or as it has weights, whichever is less. It is node perturbation, without the noise.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.sites import Place, Program, Site, trace
+from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, State
+from jaxrobust.zeroth_order.coordinate import check_floating
+
+
+class Plan(NamedTuple):
+    """How the gradient of each leaf is found.
+
+    Attributes:
+      sites: by the leaf's number, its linear sites where its units are moved; empty where its weights are.
+      taps: places whose units are moved, in the order of evaluation.
+      forced: by the leaf's number, the primitives that no unit can stand for.
+    """
+
+    sites: tuple[tuple[Site, ...], ...]
+    taps: tuple[Place, ...]
+    forced: dict[int, tuple[str, ...]]
+
+
+def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64) -> Estimator:
+    r"""Estimate the gradient unit by unit, from the losses of the examples.
+
+    .. math:: g_w = \frac{1}{B} \sum_b A(x_b)^T \frac{l_b(z + \mu e_j) - l_b(z)}{\mu}
+
+    It looks into the function (its jaxpr), as feature reuse does: a method for networks that one has, in which
+    gradients do not exist or are not wanted, and not for a black box. Examples must not interact (batch norm in
+    evaluation mode, no coupled losses): one query more perturbs the first example alone, and where another one's loss
+    moves, the gradient is NaN and a line on standard error says why. A leaf that has other uses than linear sites
+    (inside `scan`, as a left operand, in an embedding) is moved weight by weight; a warning names it.
+
+    Args:
+      smoothing: mu > 0, in units of the activations.
+      central: take both sides.
+      chunk_size: units evaluated at once; the result does not depend on it.
+
+    Returns:
+      An `Estimator` for functions that give `[batch]` losses. It makes one query for each unit of the chosen sites and
+      each weight of the other leaves (two with `central`), one for the losses at params and one for the probe.
+
+    Raises:
+      ValueError: for smoothing or chunk_size that is not positive; when called, for leaves that are not floats or a
+        function that gives a scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> inputs, params = jnp.ones((8, 5)), {"w": jnp.zeros((5, 2)), "b": jnp.zeros(2)}
+      >>> def losses(params):
+      ...     return jnp.sum((inputs @ params["w"] + params["b"] - 1.0) ** 2, axis=1)
+      >>> found = activation(central=True)(jax.random.key(0), losses, params)
+      >>> [round(g, 2) for g in found.gradient["b"].tolist()], int(found.queries)
+      ([-2.0, -2.0], 6)
+
+    Reference: Ren, Kornblith, Liao and Hinton, "Scaling Forward Gradient With Local Losses",
+    https://arxiv.org/abs/2210.03310, 2023, for perturbed activations with random directions.
+    """
+    if not smoothing > 0:
+        raise ValueError(f"smoothing must be positive, got {smoothing}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+
+    def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
+        del key
+        check_floating(params)
+        leaves, structure = jax.tree.flatten(params)
+        program = trace(value_fn, params)
+        values = program.evaluate(leaves)
+        losses, aux = program.result(values)
+        if jnp.ndim(losses) != 1:
+            raise ValueError(
+                f"activation needs the losses of the examples, [batch], got shape {jnp.shape(losses)}: "
+                "return them without their mean, or take coordinate"
+            )
+        batch, plan = losses.shape[0], _plan(program, leaves, losses.shape[0])
+        _tell(plan, params)
+        wanted = program.outputs[:1]
+        sides = (smoothing, -smoothing) if central else (smoothing,)
+
+        def slopes(move: Callable[[float], Array]) -> Array:
+            """Derivatives of all examples' losses, of the losses after a step."""
+            ahead = move(smoothing)
+            behind = move(-smoothing) if central else losses
+            return (ahead - behind) / (smoothing * len(sides))
+
+        def over(count: int, slope: Callable[[Array], Array]) -> Array:
+            return jax.lax.map(slope, jnp.arange(count), batch_size=min(chunk_size, count))
+
+        cotangents = {}
+        for tap in plan.taps:
+            units = values[tap].shape[1:]
+
+            def unit_slopes(unit: Array, tap: Place = tap, units: tuple[int, ...] = units) -> Array:
+                here = (jnp.arange(int(np.prod(units))) == unit).reshape(1, *units)
+
+                def move(step: float) -> Array:
+                    delta = jnp.where(here, jnp.asarray(step, values[tap].dtype), jnp.zeros_like(values[tap]))
+                    return program.after(values, {tap: delta}, outputs=wanted)[0]
+
+                return slopes(move)
+
+            found = over(int(np.prod(units)), unit_slopes)
+            cotangents[tap] = (jnp.moveaxis(found, 0, 1).reshape(values[tap].shape) / batch).astype(values[tap].dtype)
+
+        def of_leaf(number: int) -> Array:
+            leaf, sites = leaves[number], plan.sites[number]
+            if not leaf.size:
+                return leaf
+            if sites:
+                parts = []
+                for site in sites:
+                    _, pull = jax.vjp(lambda leaf, site=site: program.along(site, values, leaf), leaf)
+                    parts.append(pull(cotangents[site.tap])[0])
+                return sum(parts[1:], parts[0])
+
+            def weight_slope(index: Array) -> Array:
+                def move(step: float) -> Array:
+                    moved = leaf.reshape(-1).at[index].add(step).reshape(leaf.shape)
+                    return program.after(values, {}, {program.leaves[number]: moved}, wanted)[0]
+
+                return jnp.mean(slopes(move))
+
+            return over(leaf.size, weight_slope).reshape(leaf.shape).astype(leaf.dtype)
+
+        moved = sum(int(np.prod(values[tap].shape[1:])) for tap in plan.taps)
+        moved += sum(leaf.size for number, leaf in enumerate(leaves) if not plan.sites[number])
+        gradient = structure.unflatten([of_leaf(number) for number in range(len(leaves))])
+        if plan.taps:
+            coupled = _coupled(program, values, plan.taps, losses)
+            jax.debug.callback(_complain, coupled)
+            gradient = jax.tree.map(lambda part: jnp.where(coupled, jnp.full_like(part, jnp.nan), part), gradient)
+        queries = 1 + bool(plan.taps) + len(sides) * moved
+        return Estimate(jnp.mean(losses), gradient, jnp.int32(queries), aux, state)
+
+    return Estimator(init=lambda params: (), estimate=estimate)
+
+
+def _plan(program: Program, leaves: Sequence[Array], batch: int) -> Plan:
+    """Units or weights, whichever take fewer queries, the largest leaf first: later ones may find their taps chosen."""
+    sites: list[tuple[Site, ...]] = [() for _ in leaves]
+    taps: dict[Place, int] = {}
+    forced = {}
+    for number in sorted(range(len(leaves)), key=lambda number: -leaves[number].size):
+        used = program.uses(number, batch)
+        if used.others:
+            forced[number] = used.others
+            continue
+        units = {site.tap: int(np.prod(program.shape_of(site.tap)[1:])) for site in used.sites}
+        new = {tap: count for tap, count in units.items() if tap not in taps}
+        if used.sites and sum(new.values()) < leaves[number].size:
+            sites[number] = used.sites
+            taps |= new
+    return Plan(tuple(sites), tuple(sorted(taps)), forced)
+
+
+def _tell(plan: Plan, params: Params) -> None:
+    """Warn of leaves that no unit can stand for."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for number, others in plan.forced.items():
+        name, size = jax.tree_util.keystr(paths[number]) or "the only leaf", jax.tree.leaves(params)[number].size
+        warnings.warn(
+            f"activation moves {name} weight by weight, {size} queries: it is used in "
+            f"{', '.join(dict.fromkeys(others))}, where no unit stands for it",
+            stacklevel=4,
+        )
+
+
+def _coupled(program: Program, values: dict[Place, Array], taps: Sequence[Place], losses: Array) -> Array:
+    """Whether the first example's activations move another one's loss; `[]` bool."""
+
+    def delta(tap: Place) -> Array:
+        value = values[tap]
+        first = jnp.arange(value.shape[0]).reshape(-1, *[1] * (value.ndim - 1)) == 0
+        # A tenth, and no two alike, so that nothing cancels.
+        step = 0.1 * (1 + jnp.arange(value[0].size).reshape(value.shape[1:]) % 7 / 7)
+        return jnp.where(first, step.astype(value.dtype), jnp.zeros_like(value))
+
+    moved = program.after(values, {tap: delta(tap) for tap in taps}, outputs=program.outputs[:1])[0]
+    # Rounding may differ where the compiler fuses differently.
+    bound = 64 * jnp.finfo(losses.dtype).eps * jnp.max(jnp.abs(losses))
+    return jnp.any(jnp.abs(moved - losses)[1:] > bound)
+
+
+def _complain(coupled: Any) -> None:
+    if coupled:
+        print(
+            "jaxrobust: activation needs examples that do not interact, and the loss of one moves with another: use "
+            "batch norm in evaluation mode and losses that are separate, or take coordinate",
+            file=sys.stderr,
+        )
