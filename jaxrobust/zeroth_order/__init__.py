@@ -1,7 +1,11 @@
 """Zeroth-order estimators: gradients from function values alone."""
 
 from jaxrobust.zeroth_order.activation import activation as activation
+from jaxrobust.zeroth_order.black_box import BlackBox as BlackBox
+from jaxrobust.zeroth_order.black_box import Failure as Failure
+from jaxrobust.zeroth_order.black_box import black_box as black_box
 from jaxrobust.zeroth_order.coordinate import coordinate as coordinate
+from jaxrobust.zeroth_order.differentiable import differentiable as differentiable
 from jaxrobust.zeroth_order.forward_gradient import forward_gradient as forward_gradient
 from jaxrobust.zeroth_order.low_rank import LowRankState as LowRankState
 from jaxrobust.zeroth_order.low_rank import low_rank as low_rank
