@@ -1,7 +1,8 @@
 """Training that is robust and cheap, in JAX: thirteen papers' methods as pure functions that compose.
 
 The methods (`attacks`, `objectives`, `zeroth_order`, `aggregation`, `implicit_bias`, `sampling`, `augment`) need JAX
-and optax alone. The application (`models`, `data`, `train`, `report`) is imported where it is first used.
+and optax alone. `certification`, which needs SciPy's statistics, and the application (`models`, `data`, `train`,
+`report`) are imported where they are first used.
 """
 
 import importlib
@@ -18,6 +19,7 @@ from jaxrobust import zeroth_order as zeroth_order
 from jaxrobust.typing import backprop as backprop
 
 if TYPE_CHECKING:
+    from jaxrobust import certification as certification
     from jaxrobust import data as data
     from jaxrobust import models as models
     from jaxrobust import report as report
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_APPLICATION = ("data", "models", "report", "train")
+_LATER = ("certification", "data", "models", "report", "train")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _APPLICATION:
+    if name in _LATER:
         return importlib.import_module(f"jaxrobust.{name}")
     raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")

@@ -40,10 +40,8 @@ def differentiable(function: Callable[[PyTree], PyTree], estimator: Estimator) -
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np
-      >>> from jaxrobust.zeroth_order import coordinate
-      >>> def outside(z):  # NumPy: JAX cannot look into it.
-      ...     return jax.pure_callback(lambda z: np.sin(z), jax.ShapeDtypeStruct(z.shape, z.dtype), z)
-      >>> inner = differentiable(outside, coordinate(1e-2, central=True))
+      >>> from jaxrobust.zeroth_order import black_box, coordinate
+      >>> inner = differentiable(black_box(np.sin, (2,)), coordinate(1e-2, central=True))  # NumPy's sine
       >>> jax.grad(lambda w: jnp.sum(inner(w * jnp.array([0.0, 1.0]))))(0.0).round(3).item()
       1.0
 
