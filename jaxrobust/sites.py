@@ -124,13 +124,13 @@ class Program:
         """Every value, by its place."""
         values = {**self.constants, **dict(zip(self.leaves, leaves, strict=True))}
         for equation in self.equations:
-            found = equation.call(*_read(equation.arguments, values))
+            found = equation.call(*read(equation.arguments, values))
             values.update(zip(equation.outputs, found, strict=True))
         return values
 
     def result(self, values: Mapping[Place, Array]) -> PyTree:
         """What the function returned, of the values of all places."""
-        return jax.tree.unflatten(self.structure, _read(self.outputs, values))
+        return jax.tree.unflatten(self.structure, read(self.outputs, values))
 
     def after(
         self,
@@ -154,16 +154,16 @@ class Program:
         now = {**values, **(replaced or {})}
         now |= {place: values[place] + delta for place, delta in deltas.items() if place not in self._shapes}
         changed = {place for place in (*(replaced or ()), *deltas) if place not in self._shapes}
-        for number in self._needed(wanted):
+        for number in self.needed(wanted):
             equation = self.equations[number]
             reached = not changed.isdisjoint(equation.places())
             if not (reached or any(place in deltas for place in equation.outputs)):
                 continue
-            found = equation.call(*_read(equation.arguments, now)) if reached else _read(equation.outputs, values)
+            found = equation.call(*read(equation.arguments, now)) if reached else read(equation.outputs, values)
             for place, value in zip(equation.outputs, found, strict=True):
                 now[place] = value + deltas[place] if place in deltas else value
             changed.update(equation.outputs)
-        return _read(wanted, now)
+        return read(wanted, now)
 
     def uses(self, leaf: int, batch: int) -> Uses:
         """The ways in which a leaf is used.
@@ -203,7 +203,7 @@ class Program:
         found = {**values, self.leaves[site.leaf]: leaf}
         for number in site.path:
             equation = self.equations[number]
-            outputs = equation.call(*_read(equation.arguments, found))
+            outputs = equation.call(*read(equation.arguments, found))
             found.update(zip(equation.outputs, outputs, strict=True))
         return found[site.tap]
 
@@ -236,7 +236,7 @@ class Program:
                 readers.setdefault(place, []).append(number)
         return readers
 
-    def _needed(self, wanted: Sequence[Any]) -> list[int]:
+    def needed(self, wanted: Sequence[Any]) -> list[int]:
         """Equations that the wanted places, and effects, need."""
         needed, chosen = {place for place in wanted if not isinstance(place, Literal)}, []
         for number in reversed(range(len(self.equations))):
@@ -310,7 +310,8 @@ def trace(function: Callable[[Params], PyTree], params: Params) -> Program:
     return Program(tuple(equations), leaves, tuple(outputs), constants, jax.tree.structure(shape))
 
 
-def _read(places: Sequence[Any], values: Mapping[Place, Array]) -> list[Array]:
+def read(places: Sequence[Any], values: Mapping[Place, Array]) -> list[Array]:
+    """The values at places, and those of literals."""
     return [place.value if isinstance(place, Literal) else values[place] for place in places]
 
 

@@ -6,9 +6,11 @@ r"""Coordinate-wise gradient estimation (CGE): one difference quotient for every
 with mu the smoothing and e_i the i-th unit vector. The error of g_i is mu f_ii / 2 + O(mu^2), of the central quotient
 mu^2 f_iii / 6 + O(mu^4); rounding adds about 2 eps |f| / mu.
 
-One leaf is perturbed at a time and mapped over its coordinates in chunks: what comes before the leaf in a network is
-then computed once a chunk, and no convolution sees weights and inputs mapped at once, which would make it a grouped one
-and slow. A `scan` over layers loses the first of these.
+One leaf is perturbed at a time, and what does not depend on it is known: the function is traced once, all of its values
+are found once, and a query evaluates what follows the parameter alone (DeepZero's feature reuse, for each parameter and
+without a list of layers). Where one weight moves one unit or one channel, that column alone is followed as far as it
+goes (`jaxrobust.zeroth_order.structured`). No convolution ever sees weights and inputs mapped at once, which would make
+it a grouped one and slow. A `scan` over layers is one step: it is evaluated as a whole.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.sites import trace
 from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, State
+from jaxrobust.zeroth_order.structured import after_step
 
 
 def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64) -> Estimator:
@@ -28,7 +32,8 @@ def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
     Args:
       smoothing: mu > 0. 5e-3, the default of DeepZero, suits float32 and losses of order 1.
       central: take both sides, for smooth functions.
-      chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it.
+      chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it. Besides, the
+        function's intermediate values at params are kept, as backprop keeps them.
 
     Returns:
       An `Estimator` that makes d + 1 queries for d parameters, 2 d + 1 with `central`, and ignores its key.
@@ -54,15 +59,16 @@ def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
         del key
         check_floating(params)
         leaves, structure = jax.tree.flatten(params)
-        values, aux = value_fn(params)
+        program = trace(value_fn, params)
+        known = program.evaluate(leaves)
+        values, aux = program.result(known)
         base = jnp.mean(values)
 
         def leaf_gradient(number: int) -> Array:
             leaf = leaves[number]
 
             def value(index: Array, step: float) -> Array:
-                moved = leaf.reshape(-1).at[index].add(step).reshape(leaf.shape)
-                return jnp.mean(value_fn(structure.unflatten([*leaves[:number], moved, *leaves[number + 1 :]]))[0])
+                return jnp.mean(after_step(program, known, number, index, step))
 
             def slope(index: Array) -> Array:
                 if central:
