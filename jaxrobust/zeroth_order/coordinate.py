@@ -21,10 +21,13 @@ import jax.numpy as jnp
 
 from jaxrobust.sites import trace
 from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, State
+from jaxrobust.zeroth_order.selection import Selection
 from jaxrobust.zeroth_order.structured import after_step
 
 
-def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64) -> Estimator:
+def coordinate(
+    smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64, selection: Selection | None = None
+) -> Estimator:
     r"""Estimate the gradient coordinate by coordinate.
 
     .. math:: g_i = (f(\theta + \mu e_i) - f(\theta)) / \mu
@@ -34,9 +37,11 @@ def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
       central: take both sides, for smooth functions.
       chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it. Besides, the
         function's intermediate values at params are kept, as backprop keeps them.
+      selection: which coordinates are looked at, with zeros elsewhere, as `uniform_selection` makes it; None for all.
 
     Returns:
-      An `Estimator` that makes d + 1 queries for d parameters, 2 d + 1 with `central`, and ignores its key.
+      An `Estimator` that makes d + 1 queries for d parameters (or d selected ones), 2 d + 1 with `central`, and ignores
+      its key. With a selection its state is the number of estimates done.
 
     Raises:
       ValueError: for smoothing or chunk_size that is not positive; when called, for leaves that are not floats.
@@ -77,14 +82,21 @@ def coordinate(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
 
             if not leaf.size:
                 return leaf
-            slopes = jax.lax.map(slope, jnp.arange(leaf.size), batch_size=min(chunk_size, leaf.size))
-            return slopes.reshape(leaf.shape).astype(leaf.dtype)
+            indices = jnp.arange(leaf.size) if chosen is None else chosen[number].indices
+            slopes = jax.lax.map(slope, indices, batch_size=min(chunk_size, indices.size))
+            if chosen is None:
+                return slopes.reshape(leaf.shape).astype(leaf.dtype)
+            slopes *= chosen[number].factors.astype(slopes.dtype)
+            spread = jnp.zeros(leaf.size, slopes.dtype).at[indices].add(slopes)
+            return spread.reshape(leaf.shape).astype(leaf.dtype)
 
+        chosen = None if selection is None else selection.choose(state, params)
         gradient = structure.unflatten([leaf_gradient(number) for number in range(len(leaves))])
-        queries = 1 + (2 if central else 1) * sum(leaf.size for leaf in leaves)
-        return Estimate(base, gradient, jnp.int32(queries), aux, state)
+        count = sum(leaf.size for leaf in leaves) if chosen is None else sum(each.indices.size for each in chosen)
+        after = state if selection is None else state + 1
+        return Estimate(base, gradient, jnp.int32(1 + (2 if central else 1) * count), aux, after)
 
-    return Estimator(init=lambda params: (), estimate=estimate)
+    return Estimator(init=lambda params: () if selection is None else jnp.int32(0), estimate=estimate)
 
 
 def check_floating(params: Params) -> None:

@@ -75,8 +75,8 @@ def count():
     size = sum(leaf.size for leaf in leaves)
     print(f"ResNet-20: {size:,} parameters, {whole / 1e6:.2f} million multiplications an image")
     print(
-        f"forwards a coordinate: reuse {reused / size / whole:.3f} ({size * whole / reused:.2f} times less), structured "
-        f"{structured / size / whole:.3f} ({size * whole / structured:.2f} times less)"
+        f"forwards a coordinate: reuse {reused / size / whole:.3f} ({size * whole / reused:.2f} times less), "
+        f"structured {structured / size / whole:.3f} ({size * whole / structured:.2f} times less)"
     )
 
 
