@@ -109,6 +109,7 @@ class Program:
     Attributes:
       equations: in the order of evaluation.
       leaves: places of the argument's leaves.
+      leaf_shapes: their shapes.
       outputs: places, or literals, of the results' leaves.
       constants: values of places that no equation gives.
       structure: tree structure of the result.
@@ -116,6 +117,7 @@ class Program:
 
     equations: tuple[Equation, ...]
     leaves: tuple[Place, ...]
+    leaf_shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[Any, ...]
     constants: Mapping[Place, Array]
     structure: Any
@@ -166,46 +168,53 @@ class Program:
         return read(wanted, now)
 
     def uses(self, leaf: int, batch: int) -> Uses:
-        """The ways in which a leaf is used.
+        """The ways in which the first result uses a leaf.
 
         Args:
           leaf: its number.
-          batch: examples: a tap's leading axis is of that length.
+          batch: examples: a tap's leading axis is of that length, and is not the leaf's own.
 
         Returns:
           A `Uses`. A sum that follows a site belongs to it, so that a kernel and its bias have one tap.
         """
         sites: list[Site] = []
         others: list[str] = []
-        begun: list[tuple[Place, tuple[int, ...]]] = [(self.leaves[leaf], ())]
+        # With every form of the leaf, whether its leading axis is the leaf's own and not one it was spread over.
+        shape = self.leaf_shapes[leaf]
+        begun: list[tuple[Place, tuple[int, ...], bool]] = [(self.leaves[leaf], (), shape[:1] not in ((), (1,)))]
         while begun:
-            place, path = begun.pop()
+            place, path, own = begun.pop()
             for number in self._readers.get(place, ()):
                 equation = self.equations[number]
                 longer = (*path, number)
-                kind = _kind(equation, place, batch)
+                kind = _kind(equation, place, batch, self._parameters, own)
                 if kind == "site":
                     sites.append(self._extended(Site(leaf, equation.outputs[0], longer)))
                 elif kind == "same":
-                    begun.append((equation.outputs[0], longer))
+                    begun.append((equation.outputs[0], longer, _leading(equation, own, self.shape_of(place))))
                 else:
-                    others.append(equation.name)
-            if place in self.outputs:
-                others.append("result")
+                    others.append(kind)
+            if place in self.outputs[:1]:
+                others.append("the result itself")
         return Uses(tuple(sites), tuple(others))
 
     def shape_of(self, place: Place) -> tuple[int, ...]:
-        """Of what an equation gives."""
-        return self._shapes[place]
+        """Of any place."""
+        if place in self.leaves:
+            return self.leaf_shapes[self.leaves.index(place)]
+        return np.shape(self.constants[place]) if place in self.constants else self._shapes[place]
 
     def along(self, site: Site, values: Mapping[Place, Array], leaf: Array) -> Array:
-        """What the tap of a site is for another value of its leaf, all else as it was; linear but for a constant."""
-        found = {**values, self.leaves[site.leaf]: leaf}
+        """What the tap of a site is for another value of its leaf along this path, all else as it was.
+
+        Linear in the leaf but for a constant: where paths of one leaf meet, each has the others as they were.
+        """
+        place, value = self.leaves[site.leaf], leaf
         for number in site.path:
             equation = self.equations[number]
-            outputs = equation.call(*read(equation.arguments, found))
-            found.update(zip(equation.outputs, outputs, strict=True))
-        return found[site.tap]
+            value = equation.call(*read(equation.arguments, {**values, place: value}))[0]
+            place = equation.outputs[0]
+        return value
 
     def _extended(self, site: Site) -> Site:
         """The site with its tap behind sums and casts of it alone: a kernel and its bias share one, so do branches."""
@@ -221,6 +230,15 @@ class Program:
             site = Site(site.leaf, equation.outputs[0], (*site.path, readers[0]))
 
     @cached_property
+    def _parameters(self) -> frozenset[Place]:
+        """Places that are made of leaves and literals alone: they hold no examples."""
+        found = set(self.leaves)
+        for equation in self.equations:
+            if equation.places() and found.issuperset(equation.places()):
+                found.update(equation.outputs)
+        return frozenset(found)
+
+    @cached_property
     def _shapes(self) -> dict[Place, tuple[int, ...]]:
         return {
             place: shape
@@ -230,9 +248,10 @@ class Program:
 
     @cached_property
     def _readers(self) -> dict[Place, list[int]]:
+        """Equations that the first result needs, by what they read."""
         readers: dict[Place, list[int]] = {}
-        for number, equation in enumerate(self.equations):
-            for place in equation.places():
+        for number in self.needed(self.outputs[:1]):
+            for place in self.equations[number].places():
                 readers.setdefault(place, []).append(number)
         return readers
 
@@ -307,7 +326,8 @@ def trace(function: Callable[[Params], PyTree], params: Params) -> Program:
 
     leaves = tuple(new() for _ in closed.jaxpr.invars)
     outputs = inline(closed.jaxpr, leaves, closed.consts)
-    return Program(tuple(equations), leaves, tuple(outputs), constants, jax.tree.structure(shape))
+    shapes = tuple(tuple(variable.aval.shape) for variable in closed.jaxpr.invars)
+    return Program(tuple(equations), leaves, shapes, tuple(outputs), constants, jax.tree.structure(shape))
 
 
 def read(places: Sequence[Any], values: Mapping[Place, Array]) -> list[Array]:
@@ -315,22 +335,41 @@ def read(places: Sequence[Any], values: Mapping[Place, Array]) -> list[Array]:
     return [place.value if isinstance(place, Literal) else values[place] for place in places]
 
 
-def _kind(equation: Equation, place: Place, batch: int) -> str:
-    """Whether a use is a linear site, the same value in another form, or neither."""
+def _kind(equation: Equation, place: Place, batch: int, parameters: frozenset[Place], own: bool) -> str:
+    """Whether a use is a linear site ("site"), the leaf in another form ("same"), or what else it is.
+
+    In a site rows are examples': what a leaf's form is multiplied with must hold some, and the form's own leading axis
+    must not be taken for them.
+    """
     name, at = equation.name, [n for n, other in enumerate(equation.inputs) if other == place]
-    if len(at) != 1:
-        return "other"
-    shape = equation.shapes[0]
-    of_examples = bool(shape) and shape[0] == batch
-    if name == "dot_general":
-        _, (_, own_batch) = equation.options["dimension_numbers"]
-        return "site" if at == [1] and not own_batch and of_examples else "other"
-    if name == "conv_general_dilated":
-        numbers = equation.options["dimension_numbers"]
-        plain = equation.options["batch_group_count"] == 1 and numbers.out_spec[0] == 0
-        return "site" if at == [1] and plain and of_examples else "other"
+    if len(at) != 1 or len(equation.outputs) != 1:
+        return name
+    of_examples = equation.shapes[0][:1] == (batch,)
+    others = [other for n, other in enumerate(equation.inputs) if n != at[0]]
+    with_data = any(not isinstance(other, Literal) and other not in parameters for other in others)
+    if name in ("dot_general", "conv_general_dilated"):
+        if name == "dot_general":
+            (left_axes, _), (_, own_batch) = equation.options["dimension_numbers"]
+            plain = not own_batch and 0 not in left_axes
+        else:
+            numbers = equation.options["dimension_numbers"]
+            plain = equation.options["batch_group_count"] == 1 and numbers.out_spec[0] == numbers.lhs_spec[0] == 0
+        if at == [1] and plain and of_examples and with_data:
+            return "site"
+        return f"{name} as the {'left' if at == [0] else 'right'} operand"
     if name in _SUMS | {"mul"} or (name == "div" and at == [0]):
-        return "site" if of_examples else "same"
-    if name in _RESHAPING:
-        return "same"
-    return "other"
+        return "site" if of_examples and with_data and not own else "same"
+    return "same" if name in _RESHAPING else name
+
+
+def _leading(equation: Equation, own: bool, before: tuple[int, ...]) -> bool:
+    """Whether the leading axis of another form of a leaf is the leaf's own, and not one along which all is alike."""
+    name, shape = equation.name, equation.shapes[0]
+    if shape[:1] in ((), (1,)):
+        return False
+    if name == "broadcast_in_dim":
+        dimensions = equation.options["broadcast_dimensions"]
+        if 0 not in dimensions or before[dimensions.index(0)] == 1:
+            return False
+        return own or dimensions.index(0) != 0
+    return own or name in ("transpose", "reshape", "squeeze")

@@ -181,11 +181,13 @@ class Estimator:
       estimate: `(key, value_fn, params, state) -> Estimate` for a value_fn that gives `(values, aux)`.
       separable: True where the gradient of a sum is the sum of gradients whatever the size of params, as with backprop:
         an attack then gives the whole batch of images at once instead of mapping over them.
+      draws: True where it uses its key.
     """
 
     init: Callable[[Params], State]
     estimate: Callable[[Key, Callable[[Params], tuple[Array, Any]], Params, State], Estimate]
     separable: bool = False
+    draws: bool = False
 
     def __call__(
         self, key: Key, value_fn: ValueFunction, params: Params, state: State = None, *, has_aux: bool = False

@@ -302,6 +302,39 @@ def test_a_configurations_own_flag_of_the_same_name_is_meant(tmp_path):
     assert (kept["arguments"]["rule"], kept["arguments"]["workers"]) == ("krum", 16)
 
 
+@pytest.mark.slow
+def test_a_pod_of_hosts_that_lie_trains_and_is_evaluated_on_fewer_devices(capsys, tmp_path):
+    """Eight hosts of one device: blank images with a bright square where the class says."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 256), ("test", 64)):
+        labels = random.integers(0, 10, count)
+        images = random.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[3 * label : 3 * label + 3] += 150
+        np.savez(tmp_path / f"{split}.npz", image=images, label=labels)
+    config, run = Path(__file__).parents[1] / "configs" / "pod_quantized_mixtailor.py", tmp_path / "run"
+    words = ["--depth", "10", "--width", "1", "--batch-size", "64", "--steps", "4", "--faulty", "1"]
+    drill = [*words, "--data-dir", str(tmp_path), "--attack", "bit_flip"]
+    assert cli.main(["train", str(config), "--run", str(run), *drill, "--devices-per-worker", "1"]) == 0
+    assert "worker 0 stood out" in capsys.readouterr().err
+    kept = json.loads((run / "manifest.json").read_text())
+    kept["devices_per_worker"] = kept["configuration"]["arguments"]["devices_per_worker"] = 16
+    (run / "manifest.json").write_text(json.dumps(kept))
+    assert cli.main(["evaluate", str(run), "--config", str(config)]) == 0
+    assert "the configuration's workers are 2 devices each" in refused(
+        capsys,
+        "train",
+        str(config),
+        "--run",
+        str(tmp_path / "other"),
+        *drill,
+        "--devices-per-worker",
+        "2",
+        "--codec",
+        "alq",
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(capsys, config, tmp_path):
     run = tmp_path / "run"
     words = ["train", config, "--run", run, "--learning-rate", "1e38", "--checkpoint-every", "1"]

@@ -102,11 +102,13 @@ class Reduction(optax.GradientTransformationExtraArgs):
         where the rule is the mean, else by the median of the finite values: a hostile worker cannot lie through them.
       axis: the mapped axis, or several with the outermost first.
       averages: whether the rule is the mean; what workers share in a step (batch statistics) may then be a mean too.
+      inner: the last of these axes where it is one of the members of a group, who average exactly; else None.
     """
 
     combine: Callable[[PyTree, ReduceState], PyTree]
     axis: AxisName
     averages: bool
+    inner: str | None
 
     def __new__(
         cls,
@@ -115,10 +117,11 @@ class Reduction(optax.GradientTransformationExtraArgs):
         combine: Callable[[PyTree, ReduceState], PyTree],
         axis: AxisName,
         averages: bool = False,
+        inner: str | None = None,
     ) -> "Reduction":
         """Build one; see the class's attributes."""
         self = super().__new__(cls, init, update)
-        self.combine, self.axis, self.averages = combine, axis, averages
+        self.combine, self.axis, self.averages, self.inner = combine, axis, averages, inner
         return self
 
 
@@ -252,7 +255,7 @@ def all_reduce(
         reduced = jax.tree.map(lambda new, leaf: new.astype(leaf.dtype), unravel(joined.astype(wide)), gradients)
         return reduced, ReduceState(shared, Own(memory, rule_memory, memory_back, fingerprint))
 
-    return Reduction(init, update, combine, axis_name if inner_axis is None else every, rule == _MEAN)
+    return Reduction(init, update, combine, axis_name if inner_axis is None else every, rule == _MEAN, inner_axis)
 
 
 def exact_mean(axis_name: AxisName) -> Reduction:

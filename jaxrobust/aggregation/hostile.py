@@ -23,7 +23,8 @@ def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | No
 
     Each gradient is one vector to the attacker, in float32 (in float64 if a leaf is); what it makes is sent in the
     leaves' own dtypes. The honest workers' gradients are passed on as they are. The workers are those of the
-    reduction's axis, so that this runs wherever the reduction does.
+    reduction's axis, so that this runs wherever the reduction does; in the hierarchical form they are groups, whose
+    members all send the same.
 
     Args:
       reduce: any reduction.
@@ -57,13 +58,14 @@ def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | No
     def update(
         gradients: PyTree, state: ReduceState, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, State]:
-        workers, worker = axes.size(reduce.axis), axes.position(reduce.axis)
+        outer = reduce.axis if reduce.inner is None else axes.names(reduce.axis)[:-1]
+        workers, worker = axes.size(outer), axes.position(outer)
         if faulty >= workers:
             raise ValueError(f"faulty must be less than the {workers} workers, got {faulty}")
         double = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(gradients))
         wide = jnp.float64 if double else jnp.float32
         vector, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(wide), gradients))
-        rows = axes.gather(vector, reduce.axis)
+        rows = axes.gather(vector if reduce.inner is None else jax.lax.pmean(vector, reduce.inner), outer)
         count = axes.common(state.shared.count, reduce.axis)
         sent = attacker(None if key is None else jax.random.fold_in(key, count), rows[faulty:], rows[:faulty])
         if sent.shape != (faulty, vector.size):
@@ -76,4 +78,4 @@ def hostile(reduce: Reduction, attacker: Attacker, faulty: int, *, key: Key | No
         )
         return reduce.update(gradients, state, params, **extra)
 
-    return Reduction(reduce.init, update, reduce.combine, reduce.axis, reduce.averages)
+    return Reduction(reduce.init, update, reduce.combine, reduce.axis, reduce.averages, reduce.inner)

@@ -30,6 +30,7 @@ from jaxrobust.attacks.evaluation_file import EvaluationFile, fingerprint
 from jaxrobust.attacks.places import Places, attacked, fitting, places_for, predicted, replicated, searched
 from jaxrobust.attacks.search import Randomized, Search
 from jaxrobust.geometry import Geometry
+from jaxrobust.trees import as_argument
 from jaxrobust.typing import Array, Attack, Key, Predict
 
 Suite: TypeAlias = Mapping[str, Attack] | Sequence[Attack]
@@ -169,7 +170,7 @@ def evaluate(
             raise ValueError(f"{name} cannot attack a model that draws: take attacks.apgd(..., draws=20)")
     asking, attacking, again = jax.random.split(key, 3)
     places = places_for(min(batch_size, len(images)))
-    logits_fn = replicated(_as_argument(logits_fn), places)
+    logits_fn = replicated(logits_fn if isinstance(logits_fn, Randomized) else as_argument(logits_fn), places)
     numbers = np.arange(len(images))
 
     logits = np.concatenate([part for _, part in predicted(asking, logits_fn, images, numbers, places)])
@@ -255,20 +256,6 @@ def _named(suite: Suite | Attack) -> dict[str, Attack]:
     # Of one name several times, later ones get a number.
     unique = [name if names.index(name) == at else f"{name} {at}" for at, name in enumerate(names)]
     return dict(zip(unique, attacks, strict=True))
-
-
-def _as_argument(logits_fn: Predict) -> Predict:
-    """A classifier as a pytree, so that programs take its parameters as arguments and never keep old ones."""
-    if isinstance(logits_fn, (jax.tree_util.Partial, Randomized)):
-        return logits_fn
-    leaves = jax.tree.leaves(logits_fn)
-    if len(leaves) == 1 and leaves[0] is logits_fn:
-        return jax.tree_util.Partial(logits_fn)
-    return jax.tree_util.Partial(_called, logits_fn)
-
-
-def _called(model: Predict, images: Array) -> Array:
-    return model(images)
 
 
 def _checked(images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

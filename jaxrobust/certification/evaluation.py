@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.certification.smoothing import ABSTAIN, certify
+from jaxrobust.certification.smoothing import ABSTAIN, certify, check_numbers
 from jaxrobust.typing import Evaluated, Evaluation, Key, Predict, Source
 
 
@@ -52,6 +52,8 @@ def certified(
     Reference: Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing",
     https://arxiv.org/abs/1902.02918, 2019.
     """
+    numbers = {"samples": samples, "selection_samples": selection_samples, "batch_size": batch_size}
+    check_numbers(sigma, failure_probability, **numbers)
     if any(radius < 0 for radius in radii):
         raise ValueError(f"radii must not be negative, got {tuple(radii)}")
     if examples is not None and examples < 1:
@@ -68,10 +70,8 @@ def certified(
                 predict,
                 batch.inputs[number],
                 sigma=sigma,
-                samples=samples,
-                selection_samples=selection_samples,
                 failure_probability=failure_probability,
-                batch_size=batch_size,
+                **numbers,
             )
             abstained += found.label == ABSTAIN
             if found.label == labels[number]:

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from scipy import stats
 
+from jaxrobust.attacks.accuracy import gathered
+from jaxrobust.trees import as_argument
 from jaxrobust.typing import Array, Key, Predict
 
 ABSTAIN = -1
@@ -73,13 +75,15 @@ def certify(
 
     Args:
       key: of the noise; sample i is drawn with a key of its own, so that batches and devices change nothing.
-      logits_fn: `[batch, ...] -> [batch, classes]`.
+      logits_fn: `[batch, ...] -> [batch, classes]`. A `jax.tree_util.Partial` or a module that is a pytree carries its
+        weights as arguments; those of a plain closure are the constants of its first call. Logits that are not finite
+        count for no class.
       image: `[...]`, one example without a batch axis; noise takes it out of [0, 1].
       sigma: deviation of the noise, in the image's units.
       samples: n.
       selection_samples: n_0.
       failure_probability: alpha.
-      batch_size: noisy copies at once; they are split over all devices where that comes out even.
+      batch_size: noisy copies at once; they are split over the devices of the weights where that comes out even.
 
     Returns:
       A `Certificate`. Its radius is at most :math:`\sigma \Phi^{-1}(\alpha^{1/n})`.
@@ -98,14 +102,19 @@ def certify(
     Reference: Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing",
     https://arxiv.org/abs/1902.02918, 2019.
     """
-    _check(sigma, failure_probability, samples=samples, selection_samples=selection_samples, batch_size=batch_size)
+    check_numbers(
+        sigma, failure_probability, samples=samples, selection_samples=selection_samples, batch_size=batch_size
+    )
     selection, estimation = jax.random.split(key)
     chosen = _counts(selection, logits_fn, image, sigma, selection_samples, batch_size)
     counts = _counts(estimation, logits_fn, image, sigma, samples, batch_size)
-    return certify_counts(int(np.argmax(chosen)), counts, sigma=sigma, failure_probability=failure_probability)
+    label = int(np.argmax(chosen))
+    return certify_counts(label, counts, samples=samples, sigma=sigma, failure_probability=failure_probability)
 
 
-def certify_counts(label: int, counts: np.ndarray, *, sigma: float, failure_probability: float = 0.001) -> Certificate:
+def certify_counts(
+    label: int, counts: np.ndarray, *, sigma: float, samples: int | None = None, failure_probability: float = 0.001
+) -> Certificate:
     r"""The certificate that counts of a sample give.
 
     .. math:: \underline{p} = B^{-1}(\alpha; n_A, n - n_A + 1)
@@ -114,6 +123,7 @@ def certify_counts(label: int, counts: np.ndarray, *, sigma: float, failure_prob
       label: A, the class, chosen on other samples.
       counts: `[classes]`, how often each was given.
       sigma: deviation of the noise.
+      samples: n, where some gave no class at all (logits that are not finite); the counts' sum by default.
       failure_probability: alpha.
 
     Returns:
@@ -128,9 +138,13 @@ def certify_counts(label: int, counts: np.ndarray, *, sigma: float, failure_prob
       >>> round(found.radius, 3)
       2.463
     """
-    _check(sigma, failure_probability)
+    check_numbers(sigma, failure_probability)
     counts = np.asarray(counts, np.int64)
-    total, own = int(counts.sum()), int(counts[label])
+    if not 0 <= label < len(counts):
+        raise ValueError(f"label must be one of the {len(counts)} classes, got {label}")
+    total, own = int(counts.sum()) if samples is None else samples, int(counts[label])
+    if total < counts.sum():
+        raise ValueError(f"samples must be at least the {counts.sum()} that were counted, got {total}")
     bound = float(stats.beta.ppf(failure_probability, own, total - own + 1)) if own else 0.0
     if bound <= 0.5:
         return Certificate(ABSTAIN, 0.0, bound, counts)
@@ -174,7 +188,7 @@ def predict(
     Reference: Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing",
     https://arxiv.org/abs/1902.02918, 2019.
     """
-    _check(sigma, failure_probability, samples=samples, batch_size=batch_size)
+    check_numbers(sigma, failure_probability, samples=samples, batch_size=batch_size)
     counts = _counts(key, logits_fn, image, sigma, samples, batch_size)
     first, second = np.argsort(-counts, kind="stable")[:2]
     p_value = float(stats.binomtest(int(counts[first]), int(counts[first] + counts[second]), 0.5).pvalue)
@@ -183,14 +197,24 @@ def predict(
 
 def _counts(key: Key, logits_fn: Predict, image: Array, sigma: float, samples: int, batch_size: int) -> np.ndarray:
     """`[classes]`, how often each class is given to noisy copies."""
-    size = min(batch_size, samples)
-    # A Partial is an argument of the compiled program, so that other weights do not compile anew.
-    logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-    devices = jax.devices()
-    apart = None
-    if len(devices) > 1 and size % len(devices) == 0:
-        apart = NamedSharding(Mesh(np.array(devices), ("sample",)), P("sample"))
-    return np.asarray(_counted(logits_fn, key, image, jnp.float32(sigma), samples, size, apart), np.int64)
+    size, classifier = min(batch_size, samples), as_argument(logits_fn)
+    counts = _counted(classifier, key, image, jnp.float32(sigma), samples, size, _apart(classifier, image, size))
+    return np.asarray(gathered(counts), np.int64)
+
+
+def _apart(classifier: Partial, image: Array, size: int) -> NamedSharding | None:
+    """How noisy copies are split: over the devices that the weights lie on, over all where they may lie anywhere."""
+    held = [leaf for leaf in jax.tree.leaves((classifier, image)) if isinstance(leaf, jax.Array)]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in held):
+        return None
+    meshes = [leaf.sharding.mesh for leaf in held if isinstance(leaf.sharding, NamedSharding)]
+    if meshes:
+        mesh = meshes[0]
+    elif jax.process_count() > 1 or any(leaf.committed for leaf in held):
+        return None
+    else:
+        mesh = Mesh(np.array(jax.devices()), ("sample",))
+    return NamedSharding(mesh, P(mesh.axis_names)) if mesh.size > 1 and size % mesh.size == 0 else None
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
@@ -207,15 +231,18 @@ def _counted(
         copies = image + sigma.astype(image.dtype) * noise
         if apart is not None:
             copies = jax.lax.with_sharding_constraint(copies, apart)
-        given = jnp.argmax(logits_fn(copies), axis=-1)
-        # The last batch is filled up; what is beyond the samples does not count.
-        hits = (given[:, None] == jnp.arange(shape[1])) & (numbers < samples)[:, None]
+        logits = logits_fn(copies)
+        given = jnp.argmax(logits, axis=-1)
+        # The last batch is filled up; what is beyond the samples does not count, nor an answer that is no number.
+        counted = (numbers < samples) & jnp.all(jnp.isfinite(logits), axis=-1)
+        hits = (given[:, None] == jnp.arange(shape[1])) & counted[:, None]
         return counts + jnp.sum(hits, axis=0, dtype=jnp.int32)
 
     return jax.lax.fori_loop(0, -(-samples // size), add, jnp.zeros(shape[1], jnp.int32))
 
 
-def _check(sigma: float, failure_probability: float, **numbers: int) -> None:
+def check_numbers(sigma: float, failure_probability: float, **numbers: int) -> None:
+    """Refuse what no certificate can be made of."""
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     if not 0 < failure_probability < 1:

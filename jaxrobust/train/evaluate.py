@@ -4,7 +4,10 @@ Nothing that came with a run is executed: the network is rebuilt from a configur
 under `configs/` in the working directory, and only if its hash is the one that the run recorded.
 """
 
+from dataclasses import replace
 from pathlib import Path
+
+import jax
 
 from jaxrobust.train.checkpoint import Checkpoints
 from jaxrobust.train.configuration import Configuration, configure
@@ -60,7 +63,17 @@ def evaluate_run(
     experiment = configuration_of(run, file).build()
     if experiment.test is None:
         raise ValueError(f"the configuration of {run} has no test examples to evaluate on")
-    trainer = prepare_training(experiment)
+    # What trained it, and on how many devices, an evaluation does not need.
+    trainer = prepare_training(
+        replace(
+            experiment,
+            reduce=None,
+            workers_per_device=1,
+            devices_per_worker=1,
+            accumulation=1,
+            batch_size=jax.device_count(),
+        )
+    )
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"no checkpoint in {run}: train it first")
     checkpoints = Checkpoints(run / "checkpoints", trainer, read_only=True)

@@ -86,6 +86,11 @@ class ReductionFlags:
         Raises:
           ValueError: for a name that there is not, or numbers that do not fit.
         """
+        if experiment.devices_per_worker > 1:
+            raise ValueError(
+                f"the configuration's workers are {experiment.devices_per_worker} devices each, with a reduction of "
+                "their own: leave out --codec, --rule, --faulty, --hostile and --workers"
+            )
         devices = jax.device_count()
         workers = devices * experiment.workers_per_device if self.workers is None else self.workers
         if workers < 1 or workers % devices:
@@ -108,7 +113,7 @@ class ReductionFlags:
         if self.hostile is not None:
             attacker = _named(ATTACKERS, "hostile", self.hostile)()
             reduce = hostile(reduce, attacker, self.faulty, key=keys.attack)
-        return replace(experiment, reduce=reduce, workers_per_device=per_device, devices_per_worker=1)
+        return replace(experiment, reduce=reduce, workers_per_device=per_device)
 
 
 def with_reduction(configuration: Configuration, flags: Mapping[str, Any]) -> Configuration:

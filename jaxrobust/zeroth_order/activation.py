@@ -19,8 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.sites import Place, Program, Site, trace
-from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, State
+from jaxrobust.typing import Array, AxisName, Estimate, Estimator, Key, Params, State
 from jaxrobust.zeroth_order.coordinate import check_floating
+from jaxrobust.zeroth_order.queries import answers
+from jaxrobust.zeroth_order.structured import after_step
+
+PROBES = 5
+"""Queries that look for examples which interact."""
 
 
 class Plan(NamedTuple):
@@ -37,25 +42,30 @@ class Plan(NamedTuple):
     forced: dict[int, tuple[str, ...]]
 
 
-def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64) -> Estimator:
+def activation(
+    smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64, axis_name: AxisName | None = None
+) -> Estimator:
     r"""Estimate the gradient unit by unit, from the losses of the examples.
 
     .. math:: g_w = \frac{1}{B} \sum_b A(x_b)^T \frac{l_b(z + \mu e_j) - l_b(z)}{\mu}
 
     It looks into the function (its jaxpr), as feature reuse does: a method for networks that one has, in which
     gradients do not exist or are not wanted, and not for a black box. Examples must not interact (batch norm in
-    evaluation mode, no coupled losses): one query more perturbs the first example alone, and where another one's loss
-    moves, the gradient is NaN and a line on standard error says why. A leaf that has other uses than linear sites
-    (inside `scan`, as a left operand, in an embedding) is moved weight by weight; a warning names it.
+    evaluation mode, no coupled losses): five queries more move the activations of some of the examples alone, and where
+    another one's loss moves, the gradient is NaN and a line on standard error says why. A leaf that has other uses than
+    linear sites (inside `scan`, as a left operand, in an embedding) is moved weight by weight; a warning names it.
 
     Args:
-      smoothing: mu > 0, in units of the activations.
+      smoothing: mu > 0, in units of the activations. In 16 bits a step must stand out of their rounding: a warning says
+        where it does not.
       central: take both sides.
       chunk_size: units evaluated at once; the result does not depend on it.
+      axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
+        device, or where each device estimates for itself.
 
     Returns:
       An `Estimator` for functions that give `[batch]` losses. It makes one query for each unit of the chosen sites and
-      each weight of the other leaves (two with `central`), one for the losses at params and one for the probe.
+      each weight of the other leaves (two with `central`), one for the losses at params and five for the probe.
 
     Raises:
       ValueError: for smoothing or chunk_size that is not positive; when called, for leaves that are not floats or a
@@ -68,7 +78,7 @@ def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
       ...     return jnp.sum((inputs @ params["w"] + params["b"] - 1.0) ** 2, axis=1)
       >>> found = activation(central=True)(jax.random.key(0), losses, params)
       >>> [round(g, 2) for g in found.gradient["b"].tolist()], int(found.queries)
-      ([-2.0, -2.0], 6)
+      ([-2.0, -2.0], 10)
 
     Reference: Ren, Kornblith, Liao and Hinton, "Scaling Forward Gradient With Local Losses",
     https://arxiv.org/abs/2210.03310, 2023, for perturbed activations with random directions.
@@ -93,16 +103,11 @@ def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
         batch, plan = losses.shape[0], _plan(program, leaves, losses.shape[0])
         _tell(plan, params)
         wanted = program.outputs[:1]
+        _tell_rounding(smoothing, [values[tap].dtype for tap in plan.taps])
         sides = (smoothing, -smoothing) if central else (smoothing,)
 
-        def slopes(move: Callable[[float], Array]) -> Array:
-            """Derivatives of all examples' losses, of the losses after a step."""
-            ahead = move(smoothing)
-            behind = move(-smoothing) if central else losses
-            return (ahead - behind) / (smoothing * len(sides))
-
         def over(count: int, slope: Callable[[Array], Array]) -> Array:
-            return jax.lax.map(slope, jnp.arange(count), batch_size=min(chunk_size, count))
+            return answers(slope, jnp.arange(count), chunk_size, axis_name)
 
         cotangents = {}
         for tap in plan.taps:
@@ -111,11 +116,17 @@ def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
             def unit_slopes(unit: Array, tap: Place = tap, units: tuple[int, ...] = units) -> Array:
                 here = (jnp.arange(int(np.prod(units))) == unit).reshape(1, *units)
 
-                def move(step: float) -> Array:
-                    delta = jnp.where(here, jnp.asarray(step, values[tap].dtype), jnp.zeros_like(values[tap]))
-                    return program.after(values, {tap: delta}, outputs=wanted)[0]
+                def side(step: float) -> tuple[Array, Array]:
+                    value = values[tap]
+                    delta = jnp.where(here, jnp.asarray(step, value.dtype), jnp.zeros_like(value))
+                    # What was added is what is left of the step in the activation's precision.
+                    made = jnp.sum((value + delta - value).astype(losses.dtype), axis=tuple(range(1, value.ndim)))
+                    return program.after(values, {tap: delta}, outputs=wanted)[0], made
 
-                return slopes(move)
+                ahead, reached = side(smoothing)
+                behind, left = side(-smoothing) if central else (losses, jnp.zeros_like(losses))
+                apart = reached - left
+                return jnp.where(apart != 0, (ahead - behind) / jnp.where(apart != 0, apart, 1), 0)
 
             found = over(int(np.prod(units)), unit_slopes)
             cotangents[tap] = (jnp.moveaxis(found, 0, 1).reshape(values[tap].shape) / batch).astype(values[tap].dtype)
@@ -132,11 +143,9 @@ def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
                 return sum(parts[1:], parts[0])
 
             def weight_slope(index: Array) -> Array:
-                def move(step: float) -> Array:
-                    moved = leaf.reshape(-1).at[index].add(step).reshape(leaf.shape)
-                    return program.after(values, {}, {program.leaves[number]: moved}, wanted)[0]
-
-                return jnp.mean(slopes(move))
+                ahead = after_step(program, values, number, index, smoothing)
+                behind = after_step(program, values, number, index, -smoothing) if central else losses
+                return jnp.mean((ahead - behind) / (smoothing * len(sides)))
 
             return over(leaf.size, weight_slope).reshape(leaf.shape).astype(leaf.dtype)
 
@@ -147,7 +156,7 @@ def activation(smoothing: float = 5e-3, central: bool = False, chunk_size: int =
             coupled = _coupled(program, values, plan.taps, losses)
             jax.debug.callback(_complain, coupled)
             gradient = jax.tree.map(lambda part: jnp.where(coupled, jnp.full_like(part, jnp.nan), part), gradient)
-        queries = 1 + bool(plan.taps) + len(sides) * moved
+        queries = 1 + (PROBES if plan.taps else 0) + len(sides) * moved
         return Estimate(jnp.mean(losses), gradient, jnp.int32(queries), aux, state)
 
     return Estimator(init=lambda params: (), estimate=estimate)
@@ -183,20 +192,42 @@ def _tell(plan: Plan, params: Params) -> None:
         )
 
 
+def _tell_rounding(smoothing: float, dtypes: Sequence[Any]) -> None:
+    """Warn of steps that drown in the precision of the activations."""
+    for dtype in dict.fromkeys(dtypes):
+        coarse = 32 * float(jnp.finfo(dtype).eps)
+        if smoothing < coarse:
+            warnings.warn(
+                f"activation's smoothing of {smoothing} is near the rounding of {dtype} activations: take {coarse:g}, "
+                "or evaluate the network in float32",
+                stacklevel=4,
+            )
+
+
 def _coupled(program: Program, values: dict[Place, Array], taps: Sequence[Place], losses: Array) -> Array:
-    """Whether the first example's activations move another one's loss; `[]` bool."""
+    """Whether some examples' activations move another one's loss; `[]` bool.
 
-    def delta(tap: Place) -> Array:
-        value = values[tap]
-        first = jnp.arange(value.shape[0]).reshape(-1, *[1] * (value.ndim - 1)) == 0
-        # A tenth, and no two alike, so that nothing cancels.
-        step = 0.1 * (1 + jnp.arange(value[0].size).reshape(value.shape[1:]) % 7 / 7)
-        return jnp.where(first, step.astype(value.dtype), jnp.zeros_like(value))
+    Of four random halves, each is moved alone, and nobody in a fifth query, which shows what rounding does.
+    """
+    batch = losses.shape[0]
+    halves = np.random.default_rng(0).random((PROBES, batch)) < 0.5
+    halves[0] = False
 
-    moved = program.after(values, {tap: delta(tap) for tap in taps}, outputs=program.outputs[:1])[0]
-    # Rounding may differ where the compiler fuses differently.
-    bound = 64 * jnp.finfo(losses.dtype).eps * jnp.max(jnp.abs(losses))
-    return jnp.any(jnp.abs(moved - losses)[1:] > bound)
+    def moved(half: Array) -> Array:
+        def delta(tap: Place) -> Array:
+            value = values[tap]
+            # A tenth and more, and no two alike, so that nothing cancels.
+            steps = 0.1 * (1 + np.random.default_rng(1).random(value.shape[1:], np.float32))
+            chosen = half.reshape(-1, *[1] * (value.ndim - 1))
+            return jnp.where(chosen, jnp.asarray(steps, value.dtype), jnp.zeros_like(value))
+
+        return program.after(values, {tap: delta(tap) for tap in taps}, outputs=program.outputs[:1])[0]
+
+    found = jax.lax.map(moved, jnp.asarray(halves), batch_size=PROBES).astype(jnp.float32)
+    change = jnp.abs(found[1:] - found[0])
+    own = jnp.max(jnp.where(halves[1:], change, 0))
+    others = jnp.max(jnp.where(halves[1:], 0, change))
+    return others > 1e-4 * own + 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(found[0]))
 
 
 def _complain(coupled: Any) -> None:

@@ -29,6 +29,7 @@ class BlackBox:
     Attributes:
       failures: the queries that gave no answer, in order.
       queries: how many were asked.
+      calls: how often the function was called, those that asked again included.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class BlackBox:
     ) -> None:
         self._function, self._shape, self._dtype = function, tuple(shape), np.dtype(dtype)
         self._batched, self._stop_after = batched, stop_after
-        self._lock = threading.Lock()
+        # A function may ask the same box again.
+        self._lock = threading.RLock()
         self.failures: list[Failure] = []
         self.queries = 0
+        self.calls = 0
 
     def __call__(self, inputs: Array) -> Array:
         """Ask for the answer to one input; under `vmap`, to many."""
@@ -58,16 +61,19 @@ class BlackBox:
         rows = given.reshape((-1, *given.shape[given.ndim - rank :]))
         with self._lock:
             first, self.queries = self.queries, self.queries + len(rows)
-            found = self._together(rows, first) if self._batched else None
+            if self.stopped:
+                found = np.full((len(rows), *self._shape), np.nan, self._dtype)
+            else:
+                found = self._together(rows, first) if self._batched else None
             if found is None:
                 found = np.stack([self._one(row, first + number) for number, row in enumerate(rows)])
-            self._stop()
         return found.reshape((*leading, *self._shape))
 
     def _together(self, rows: np.ndarray, first: int) -> np.ndarray | None:
         """All answers of one call; None where it failed as a whole, and each must be asked by itself."""
+        self.calls += 1
         try:
-            found = np.asarray(self._function(rows))
+            found = np.asarray(self._function(rows.copy()))
         except Exception:
             return None
         if found.shape != (len(rows), *self._shape):
@@ -75,8 +81,10 @@ class BlackBox:
         return np.stack([self._checked(answer, first + number) for number, answer in enumerate(found)])
 
     def _one(self, row: np.ndarray, query: int) -> np.ndarray:
+        self.calls += 1
         try:
-            answer = self._function(row[None])[0] if self._batched else self._function(row)
+            # A copy, for a program may work in place.
+            answer = self._function(row[None].copy())[0] if self._batched else self._function(row.copy())
         except Exception as error:
             # A program of somebody else's may raise anything; the query is lost, and the run is not.
             return self._lost(query, f"{type(error).__name__}: {error}".splitlines()[0])
@@ -95,8 +103,14 @@ class BlackBox:
         self.failures.append(Failure(query, reason))
         return np.full(self._shape, np.nan, self._dtype)
 
-    def _stop(self) -> None:
-        if self._stop_after is not None and len(self.failures) > self._stop_after:
+    @property
+    def stopped(self) -> bool:
+        """Whether more queries failed than are allowed."""
+        return self._stop_after is not None and len(self.failures) > self._stop_after
+
+    def check(self) -> None:
+        """Raise RuntimeError where the box has stopped; for the loop of the host, after each step."""
+        if self.stopped:
             query, reason = self.failures[-1]
             raise RuntimeError(
                 f"the black box failed in {len(self.failures)} of {self.queries} queries, more than the "
@@ -122,7 +136,9 @@ def black_box(
       shape: of one answer.
       dtype: of an answer, a float's.
       batched: whether one call answers many inputs; where it fails as a whole, each is asked again by itself.
-      stop_after: failures that are allowed before the run is stopped by an error; None for any number.
+      stop_after: failures that are allowed; None for any number. Beyond them nothing is asked any more, every answer is
+        NaN, so that a trainer stops, and `check()` raises. (An error out of a device's program would leave the others
+        waiting.)
 
     Returns:
       A `BlackBox`, from arrays to arrays; it has no derivative of its own: see `differentiable`.
@@ -140,6 +156,8 @@ def black_box(
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a float's, got {np.dtype(dtype)}: NaN stands for a query without an answer")
+    if jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
+        raise ValueError(f"dtype must be one that JAX has now, got {np.dtype(dtype)}: set jax_enable_x64")
     if stop_after is not None and stop_after < 0:
         raise ValueError(f"stop_after must not be negative, got {stop_after}")
     return BlackBox(function, shape, dtype, batched, stop_after)

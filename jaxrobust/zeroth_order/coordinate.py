@@ -20,13 +20,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.sites import trace
-from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, State
+from jaxrobust.typing import Array, AxisName, Estimate, Estimator, Key, Params, State
+from jaxrobust.zeroth_order.queries import answers
 from jaxrobust.zeroth_order.selection import Selection
 from jaxrobust.zeroth_order.structured import after_step
 
 
 def coordinate(
-    smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64, selection: Selection | None = None
+    smoothing: float = 5e-3,
+    central: bool = False,
+    chunk_size: int = 64,
+    selection: Selection | None = None,
+    axis_name: AxisName | None = None,
 ) -> Estimator:
     r"""Estimate the gradient coordinate by coordinate.
 
@@ -38,6 +43,8 @@ def coordinate(
       chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it. Besides, the
         function's intermediate values at params are kept, as backprop keeps them.
       selection: which coordinates are looked at, with zeros elsewhere, as `uniform_selection` makes it; None for all.
+      axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
+        device, or where each device estimates for itself.
 
     Returns:
       An `Estimator` that makes d + 1 queries for d parameters (or d selected ones), 2 d + 1 with `central`, and ignores
@@ -83,7 +90,7 @@ def coordinate(
             if not leaf.size:
                 return leaf
             indices = jnp.arange(leaf.size) if chosen is None else chosen[number].indices
-            slopes = jax.lax.map(slope, indices, batch_size=min(chunk_size, indices.size))
+            slopes = answers(slope, indices, chunk_size, axis_name)
             if chosen is None:
                 return slopes.reshape(leaf.shape).astype(leaf.dtype)
             slopes *= chosen[number].factors.astype(slopes.dtype)

@@ -16,8 +16,6 @@ import numpy as np
 
 from jaxrobust.typing import Array, Estimator, Key, PyTree
 
-_KEY = 0
-
 
 def differentiable(function: Callable[[PyTree], PyTree], estimator: Estimator) -> Callable[..., PyTree]:
     r"""Give a function a derivative that an estimator finds.
@@ -33,10 +31,12 @@ def differentiable(function: Callable[[PyTree], PyTree], estimator: Estimator) -
 
     Returns:
       `(inputs, key=None) -> outputs`, which `jax.grad` and `jax.vjp` pass through once; the key is for estimators that
-      draw, and a fixed one without it. An integer output has no derivative and is refused.
+      draw. What a query without an answer would have told of a cotangent is 0 there: it harms no other example. An
+      integer output has no derivative and is refused.
 
     Raises:
-      ValueError: when called, for leaves of inputs or outputs that are not floats.
+      ValueError: when called, for leaves of inputs or outputs that are not floats, or for an estimator that draws
+        without a key.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np
@@ -63,14 +63,19 @@ def differentiable(function: Callable[[PyTree], PyTree], estimator: Estimator) -
             parts = jax.tree.map(lambda one, two: jnp.sum(one * two), function(point), cotangent)
             return sum(jax.tree.leaves(parts)[1:], jax.tree.leaves(parts)[0])
 
-        return estimator(key, product, inputs).gradient, np.zeros(key.shape, jax.dtypes.float0)
+        found = jax.tree.map(
+            lambda part: jnp.where(jnp.isfinite(part), part, 0), estimator(key, product, inputs).gradient
+        )
+        return found, np.zeros(key.shape, jax.dtypes.float0)
 
     through.defvjp(forward, backward)
 
     def call(inputs: PyTree, key: Key | None = None) -> PyTree:
         _check_floats("inputs", inputs)
         _check_floats("outputs", jax.eval_shape(function, inputs))
-        return through(inputs, jax.random.key(_KEY) if key is None else key)
+        if estimator.draws and key is None:
+            raise ValueError("key must be given for an estimator that draws, got None: another one in every step")
+        return through(inputs, jax.random.key(0) if key is None else key)
 
     return call
 

@@ -22,14 +22,13 @@ def directions_of(kind: Kind, key: Key, params: Params, count: int) -> Callable[
 
     Args:
       kind: how they are drawn.
-      key: direction k is drawn with `fold_in(key, k)`, an orthogonal one with the number of its d together: more
-        directions keep the first ones.
+      key: direction k is drawn with `fold_in(key, k)`: more directions keep the first ones.
       params: pytree of floats, d of them.
       count: how many there are; static.
 
     Returns:
       `number -> direction`, like params. All but orthogonal ones are drawn when they are asked for; orthogonal ones
-      take d x min(count, d) numbers of memory.
+      take d x count numbers of memory.
     """
     if kind == "gaussian":
         return lambda number: gaussian_like(jax.random.fold_in(key, number), params)
@@ -42,7 +41,8 @@ def directions_of(kind: Kind, key: Key, params: Params, count: int) -> Callable[
 
     def frame(block: Array) -> Array:
         """`[d, together]`; the signs make it uniform among all frames."""
-        drawn = jax.random.normal(jax.random.fold_in(key, block), (size, together))
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(block * together + jnp.arange(together))
+        drawn = jax.vmap(lambda own: jax.random.normal(own, (size,)))(keys).T
         basis, triangle = jnp.linalg.qr(drawn)
         return basis * jnp.sign(jnp.diagonal(triangle)) * jnp.sqrt(jnp.float32(size))
 
@@ -74,6 +74,11 @@ def moved(params: Params, direction: Params, step: float) -> Params:
     return jax.tree.map(lambda leaf, u: leaf + step * u, params, direction)
 
 
+def mean_of(total: Params, answered: Array, params: Params) -> Params:
+    """The mean over the directions that gave an answer, in params' dtypes; NaN where none did."""
+    return jax.tree.map(lambda sum_, leaf: (sum_ / answered.astype(sum_.dtype)).astype(leaf.dtype), total, params)
+
+
 def zeros_to_sum(params: Params) -> Params:
     """Zeros like params, wide enough to add many directions up: a sum in 16 bits would lose the later ones."""
     return jax.tree.map(
@@ -82,7 +87,8 @@ def zeros_to_sum(params: Params) -> Params:
 
 
 def add_scaled(total: Params, scale: Array, direction: Params) -> Params:
-    """A sum with one more direction."""
+    """A sum with one more direction; one without an answer, whose slope is not finite, is left out."""
+    scale = jnp.where(jnp.isfinite(scale), scale, 0)
     return jax.tree.map(lambda sum_, u: sum_ + scale.astype(sum_.dtype) * u.astype(sum_.dtype), total, direction)
 
 

@@ -57,4 +57,4 @@ def forward_gradient(directions: int = 1, kind: Kind = "gaussian") -> Estimator:
         gradient = jax.tree.map(lambda sum_, leaf: (sum_ / directions).astype(leaf.dtype), total, params)
         return Estimate(jnp.mean(values), gradient, jnp.int32(directions + 1), aux, state)
 
-    return Estimator(init=lambda params: (), estimate=estimate)
+    return Estimator(init=lambda params: (), estimate=estimate, draws=True)

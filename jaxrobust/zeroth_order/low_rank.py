@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, PyTree, State
 from jaxrobust.zeroth_order.coordinate import check_floating
-from jaxrobust.zeroth_order.directions import add_scaled, check_directions, moved, zeros_to_sum
+from jaxrobust.zeroth_order.directions import add_scaled, check_directions, mean_of, moved, zeros_to_sum
 
 
 class LowRankState(NamedTuple):
@@ -70,21 +70,25 @@ def low_rank(directions: int = 1, rank: int = 2, smoothing: float = 1e-3, interv
 
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         check_floating(params)
+        key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         values, aux = value_fn(params)
         renew = state.count % interval == 0
         right = jax.tree.map(lambda new, old: jnp.where(renew, new, old), key, state.key)
 
-        def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
+        def add(carry: tuple[PyTree, Array], number: Array) -> tuple[tuple[PyTree, Array], None]:
+            total, answered = carry
             direction = _direction(jax.random.fold_in(key, number), jax.random.fold_in(right, number), params, rank)
             sides = [jnp.mean(value_fn(moved(params, direction, side * smoothing))[0]) for side in (1.0, -1.0)]
-            return add_scaled(total, (sides[0] - sides[1]) / (2 * smoothing), direction), None
+            slope = (sides[0] - sides[1]) / (2 * smoothing)
+            return (add_scaled(total, slope, direction), answered + jnp.isfinite(slope).astype(jnp.float32)), None
 
-        total, _ = jax.lax.scan(add, zeros_to_sum(params), jnp.arange(directions))
-        gradient = jax.tree.map(lambda sum_, leaf: (sum_ / directions).astype(leaf.dtype), total, params)
+        start = (zeros_to_sum(params), jnp.float32(0))
+        (total, answered), _ = jax.lax.scan(add, start, jnp.arange(directions))
+        gradient = mean_of(total, answered, params)
         after = LowRankState(state.count + 1, right)
         return Estimate(jnp.mean(values), gradient, jnp.int32(2 * directions + 1), aux, after)
 
-    return Estimator(init=init, estimate=estimate)
+    return Estimator(init=init, estimate=estimate, draws=True)
 
 
 def _direction(key: Key, right: Key, params: Params, rank: int) -> Params:

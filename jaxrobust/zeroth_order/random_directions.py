@@ -25,6 +25,7 @@ from jaxrobust.zeroth_order.directions import (
     add_scaled,
     check_directions,
     directions_of,
+    mean_of,
     moved,
     zeros_to_sum,
 )
@@ -42,13 +43,12 @@ def random_directions(
       directions: q, evaluated one after another, so that memory does not depend on it. The quality asked for decides:
         the cosine to the true gradient is about the root of q / (q + d + 1).
       smoothing: mu > 0. 5e-3, the default of DeepZero.
-      kind: `"gaussian"`, `"sphere"` (of radius root d), `"rademacher"` or `"orthogonal"`, which keeps d x min(q, d)
-        numbers.
+      kind: `"gaussian"`, `"sphere"` (of radius root d), `"rademacher"` or `"orthogonal"`, which keeps d x q numbers.
       antithetic: take both sides of each direction: what is even in f cancels.
 
     Returns:
       An `Estimator` that makes q + 1 queries, 2 q + 1 antithetic ones. Direction k is drawn with `fold_in(key, k)`, so
-      that more directions keep the first ones.
+      that more directions keep the first ones. One whose query gave no finite answer is left out of the mean.
 
     Raises:
       ValueError: for directions or smoothing that is not positive, or another kind; when called, for leaves that are
@@ -71,17 +71,19 @@ def random_directions(
         values, aux = value_fn(params)
         base, direction_of = jnp.mean(values), directions_of(kind, key, params, directions)
 
-        def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
+        def add(carry: tuple[PyTree, Array], number: Array) -> tuple[tuple[PyTree, Array], None]:
+            total, answered = carry
             direction = direction_of(number)
             ahead = jnp.mean(value_fn(moved(params, direction, smoothing))[0])
             if antithetic:
                 slope = (ahead - jnp.mean(value_fn(moved(params, direction, -smoothing))[0])) / (2 * smoothing)
             else:
                 slope = (ahead - base) / smoothing
-            return add_scaled(total, slope, direction), None
+            return (add_scaled(total, slope, direction), answered + jnp.isfinite(slope).astype(jnp.float32)), None
 
-        total, _ = jax.lax.scan(add, zeros_to_sum(params), jnp.arange(directions))
-        gradient = jax.tree.map(lambda sum_, leaf: (sum_ / directions).astype(leaf.dtype), total, params)
+        start = (zeros_to_sum(params), jnp.float32(0))
+        (total, answered), _ = jax.lax.scan(add, start, jnp.arange(directions))
+        gradient = mean_of(total, answered, params)
         return Estimate(base, gradient, jnp.int32((2 if antithetic else 1) * directions + 1), aux, state)
 
-    return Estimator(init=lambda params: (), estimate=estimate)
+    return Estimator(init=lambda params: (), estimate=estimate, draws=True)

@@ -8,7 +8,8 @@ q; and who has the key and the q slopes has the gradient: workers with one key e
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +21,26 @@ from jaxrobust.zeroth_order.directions import (
     add_scaled,
     check_directions,
     directions_of,
+    mean_of,
     moved,
     zeros_to_sum,
 )
 
 
-class Replay(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Replay:
     """An estimate in short; the state of `seed_replay`.
 
     Attributes:
       key: of the directions.
-      slopes: `[q]` float32, along each direction.
+      slopes: `[q]` float32, along each direction; NaN where a query gave no answer.
+      kind: of the directions; static.
     """
 
     key: Key
     slopes: Array
+    kind: Kind = field(default="gaussian", metadata={"static": True})
 
 
 def seed_replay(
@@ -74,7 +80,7 @@ def seed_replay(
 
     def init(params: Params) -> Replay:
         del params
-        return Replay(jax.random.key(0), jnp.zeros(directions, jnp.float32))
+        return Replay(jax.random.key(0), jnp.zeros(directions, jnp.float32), kind)
 
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         del state
@@ -88,19 +94,18 @@ def seed_replay(
             return ((sides[0] - sides[1]) / (2 * smoothing)).astype(jnp.float32)
 
         slopes = jax.lax.map(slope, jnp.arange(directions), batch_size=min(chunk_size, directions))
-        found = Replay(key, slopes)
-        return Estimate(jnp.mean(values), replay(found, params, kind), jnp.int32(2 * directions + 1), aux, found)
+        found = Replay(key, slopes, kind)
+        return Estimate(jnp.mean(values), replay(found, params), jnp.int32(2 * directions + 1), aux, found)
 
-    return Estimator(init=init, estimate=estimate)
+    return Estimator(init=init, estimate=estimate, draws=True)
 
 
-def replay(found: Replay, params: Params, kind: Kind = "gaussian") -> PyTree:
+def replay(found: Replay, params: Params) -> PyTree:
     """The gradient that a key and slopes stand for.
 
     Args:
       found: the state after an estimate, or its key with slopes that are the mean over workers.
       params: for shapes and dtypes.
-      kind: as in `seed_replay`.
 
     Returns:
       A pytree like params.
@@ -114,15 +119,15 @@ def replay(found: Replay, params: Params, kind: Kind = "gaussian") -> PyTree:
       >>> replay(found, jnp.ones(3)).tolist()
       [0.0, 0.0, 0.0]
     """
-    _check_redrawn(kind)
+    _check_redrawn(found.kind)
     count = found.slopes.shape[0]
-    direction_of = directions_of(kind, found.key, params, count)
+    direction_of = directions_of(found.kind, found.key, params, count)
 
     def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
         return add_scaled(total, found.slopes[number], direction_of(number)), None
 
     total, _ = jax.lax.scan(add, zeros_to_sum(params), jnp.arange(count))
-    return jax.tree.map(lambda sum_, leaf: (sum_ / count).astype(leaf.dtype), total, params)
+    return mean_of(total, jnp.sum(jnp.isfinite(found.slopes), dtype=jnp.float32), params)
 
 
 def _check_redrawn(kind: Kind) -> None:

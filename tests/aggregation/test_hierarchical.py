@@ -1,5 +1,7 @@
 """Two levels: exact inside a group, packed between groups."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,32 @@ def test_a_hostile_worker_makes_its_group_suspect():
     reduced, state = on_one_device(reduce, big)
     assert np.abs(reduced).max() < 2
     assert np.asarray(state.shared.suspicion.suspect).tolist() == [[0] * DEVICES] * HOSTS
+
+
+@pytest.mark.parametrize("faulty", [1, 2])
+def test_hostile_workers_are_whole_groups(faulty):
+    seen = []
+
+    def attacker(key, honest, own):
+        seen.append((honest.shape, own.shape))
+        return own * 0 + 50.0
+
+    reduced, _ = on_one_device(hostile(make(), attacker, faulty=faulty), rows())
+    expected = (50.0 * faulty + rows()[faulty:].mean(1).sum(0)) / HOSTS
+    np.testing.assert_allclose(reduced[3, 1], expected, rtol=1e-5)
+    assert set(seen) == {((HOSTS - faulty, 37), (faulty, 37))}
+
+
+def test_long_slices_fill_tiles(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("jaxrobust.aggregation.all_reduce"), "TILE", 8)
+    # Slices of 19 are longer than 8 * 8 / 8: they are filled up to 24, in the state and on the wire.
+    reduce = make(codec=codecs.error_feedback(codecs.sign(8)))
+    reduced, state = on_one_device(reduce, rows())
+    assert jax.tree.leaves(state.own.codec)[0].shape[-1] == 24
+    exact, _ = on_one_device(make(rule=rules.trimmed_mean(faulty=1)), rows())
+    expected = aggregate(rules.trimmed_mean(faulty=1), rows().mean(1))
+    np.testing.assert_allclose(exact[1, 0], expected, atol=1e-6)
+    assert reduced.shape == (HOSTS, DEVICES, 37)
 
 
 def test_bad_arguments_are_refused():

@@ -63,8 +63,9 @@ def main(rates):
     """Run both processes behind each rate."""
     for rate in rates or RATES:
         limit = f"tc qdisc add dev lo root tbf rate {16 * float(rate):.0f}mbit burst 1mb latency 200ms"
-        runs = " & ".join(f"taskset -c {n} {sys.executable} {__file__} worker {n} {rate}" for n in (0, 1))
-        subprocess.run(["unshare", "--net", "sh", "-c", f"ip link set lo up && {limit} && {runs} & wait"], check=True)
+        first, second = (f"taskset -c {n} {sys.executable} {__file__} worker {n} {rate}" for n in (0, 1))
+        script = f"ip link set lo up && {limit} && {{ {second} & {first} && wait $!; }}"
+        subprocess.run(["unshare", "--net", "sh", "-c", script], check=True)
 
 
 if __name__ == "__main__":

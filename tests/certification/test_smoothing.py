@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 from scipy import stats
 
 from jaxrobust import certification, data
@@ -127,6 +130,53 @@ def test_certified_accuracy_by_radius():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         certification.certify(KEY, linear, image(0.1), **options)
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "message"),
+    [
+        (-1, {}, "label must be one of the 2 classes, got -1"),
+        (2, {}, "label must be one of the 2 classes, got 2"),
+        (0, {"samples": 5}, "samples must be at least the 10 that were counted, got 5"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(label, options, message):
+    with pytest.raises(ValueError, match=message):
+        certification.certify_counts(label, np.array([9, 1]), sigma=1.0, **options)
+    with pytest.raises(ValueError, match="sigma must be positive, got -1"):
+        certification.certified(-1.0)
+
+
+def test_answers_that_are_no_numbers_count_for_no_class():
+    def broken(images):
+        return jnp.full((len(images), 2), jnp.nan)
+
+    def half(images):
+        return jnp.where(images[:, :1] > image(0.5)[0], jnp.nan, linear(images))
+
+    found = certification.certify(KEY, broken, image(0.5), samples=100)
+    assert (found.label, found.counts.sum()) == (ABSTAIN, 0)
+    # Every answer that is one names class 1, and yet half of the samples have none.
+    found = certification.certify(KEY, half, image(0.5), samples=400)
+    assert 5 * found.counts[0] < found.counts[1] < 300
+    assert certification.certify_counts(1, found.counts, sigma=0.25).label == 1
+    assert found.label == ABSTAIN
+
+
+def test_weights_are_arguments_and_may_lie_anywhere():
+    def logits(weights, images):
+        scores = images @ weights
+        return jnp.stack([-scores, scores], axis=1)
+
+    labels = []
+    for sign in (1.0, -1.0):
+        held = jax.device_put(sign * WEIGHTS, jax.devices()[3])
+        labels.append(certification.certify(KEY, Partial(logits, held), image(0.5), samples=200).label)
+    assert labels == [1, 0]
+    spread = jax.device_put(WEIGHTS, NamedSharding(Mesh(np.array(jax.devices())[::-1][:4], ("x",)), P()))
+    far = certification.certify(KEY, Partial(logits, spread), np.asarray(image(0.5)), samples=200)
+    near = certification.certify(KEY, linear, image(0.5), samples=200)
+    np.testing.assert_array_equal(far.counts, near.counts)
 
 
 def test_a_function_that_gives_no_logits_is_refused():

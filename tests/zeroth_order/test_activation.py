@@ -117,8 +117,8 @@ def test_queries_are_units_where_they_are_fewer_than_weights():
     found = jax.jit(lambda params: activation(chunk_size=3)(KEY, losses, params))(params)
     jax.block_until_ready(found)
     jax.effects_barrier()
-    # Five units of the first layer, four of the second, five scales by weight or unit, the losses and the probe.
-    assert len(calls) == int(found.queries) == 5 + 4 + 5 + 2
+    # Five units of the first layer, four of the second, five scales by weight or unit, the losses and the probes.
+    assert len(calls) == int(found.queries) == 5 + 4 + 5 + 1 + 5
 
 
 def test_branches_that_meet_share_their_units():
@@ -128,7 +128,7 @@ def test_branches_that_meet_share_their_units():
     # conv 3x3x2x4 by weight (36 places x 4 channels are more), its bias, scale and shift by weight; the two branches by
     # their 3 x 3 x 8 common units; the dense layers by 6 and 4 units.
     counted = activation()(KEY, losses_of(logits), params)
-    assert int(counted.queries) == (72 + 4 + 4 + 4) + 72 + 6 + 4 + 2
+    assert int(counted.queries) == (72 + 4 + 4 + 4) + 72 + 6 + 4 + 1 + 5
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -147,11 +147,95 @@ def test_two_uses_of_one_leaf_are_summed():
 
     found = activation(1e-3, central=True)(KEY, losses, params)
     np.testing.assert_allclose(found.gradient["w"], exact(losses, params)["w"], atol=1e-3)
-    assert int(found.queries) == 2 * (4 + 4) + 2
+    assert int(found.queries) == 2 * (4 + 4) + 1 + 5
     # The control: one use alone is another gradient.
     still = jax.lax.stop_gradient(params["w"])
     alone = exact(lambda p: jnp.sum((jnp.tanh(IMAGES[:, 0, :2].reshape(SIZE, 4) @ still) @ p["w"]) ** 2, 1), params)
     assert np.abs(alone["w"] - found.gradient["w"]).max() > 1e-2
+
+
+INPUTS = jax.random.normal(jax.random.key(5), (SIZE, 8)).at[:, 0].set(0.0)
+MASK = jnp.asarray(np.random.default_rng(2).random((8, 8)) < 0.5, jnp.float32)
+ODD = {
+    "masked": lambda p, x: jnp.tanh(x @ (p["w"] * MASK)),
+    "scaled": lambda p, x: jnp.tanh(x @ (p["w"] / 3.0 + MASK)),
+    "product rule": lambda p, x: jnp.tanh(x @ (p["w"] * (1 + p["w"]))),
+    "twice a scale": lambda p, x: jnp.tanh(x @ p["w"] + (x * p["s"] + p["s"])),
+    "low rank": lambda p, x: jnp.tanh(x @ (p["w"] @ p["r"])),
+    "transposed": lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T),
+    "per example": lambda p, x: jnp.tanh((x + p["w"][: x.shape[0]]) @ p["r"]) if len(x) <= 8 else jnp.tanh(x @ p["w"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:activation moves")
+@pytest.mark.parametrize("batch", [1, 8, 12])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_uses_and_batches_as_long_as_a_width_are_right(name, batch):
+    """The first input is always zero, so that rows of a weight taken for examples would go unnoticed there."""
+    params = {
+        "w": 0.4 * jax.random.normal(KEY, (8, 8)),
+        "r": 0.4 * jnp.ones((8, 8)) + jnp.eye(8),
+        "s": jnp.float32(0.7),
+    }
+
+    def losses(params):
+        return jnp.sum(ODD[name](params, INPUTS[:batch]) ** 2, axis=1)
+
+    found, gradient = activation(1e-3, central=True)(KEY, losses, params).gradient, exact(losses, params)
+    assert np.linalg.norm(flat(found) - flat(gradient)) < 5e-3 * np.linalg.norm(flat(gradient))
+    assert np.linalg.norm(flat(gradient)) > 0.1
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+def test_confident_networks_are_not_refused(scale):
+    params, logits = plain()
+    params = {**params, "v": scale * params["v"]}
+    found = jax.jit(lambda params: activation()(KEY, losses_of(logits), params).gradient)(params)
+    assert np.isfinite(flat(found)).all()
+
+
+def neighbors(z):
+    return jnp.sum(jnp.tanh(z[:-1]) * z[1:], axis=1)
+
+
+COUPLED = {
+    "centered": lambda z: jnp.sum((z - z.mean(0)) ** 2, axis=1),
+    "next": lambda z: jnp.concatenate([neighbors(z), jnp.zeros(1)]),
+    "nearest": lambda z: jnp.min(jnp.sum((z[:, None] - z) ** 2, -1) + 1e9 * jnp.eye(SIZE), axis=1),
+    "halves": lambda z: jnp.sum(((z - z.mean(0)) ** 2).astype(jnp.bfloat16), axis=1),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_every_coupling_is_seen(name):
+    params, logits = plain()
+    found = activation()(KEY, lambda params: COUPLED[name](logits(params, IMAGES)), params)
+    assert np.isnan(flat(found.gradient)).all()
+
+
+def test_steps_are_divided_by_what_is_left_of_them():
+    params, images = {"w": jnp.linspace(1.0, 2.0, 24).reshape(8, 3)}, INPUTS.astype(jnp.bfloat16)
+
+    def losses(params):
+        units = (images @ params["w"].astype(jnp.bfloat16)) * jnp.bfloat16(2)
+        return jnp.sum(units.astype(jnp.float32), axis=1)
+
+    with pytest.warns(UserWarning, match="smoothing of 0.02 is near the rounding of bfloat16"):
+        found = activation(0.02)(KEY, losses, params)
+    np.testing.assert_allclose(found.gradient["w"], exact(losses, params)["w"], atol=0.05)
+
+
+def test_what_only_the_second_result_uses_is_no_use():
+    params, logits = plain()
+
+    def with_aux(params):
+        return losses_of(logits)(params), {"norm": jnp.sum(params["w"] ** 2)}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = activation()(KEY, with_aux, params, has_aux=True)
+    assert int(found.queries) == 5 + 4 + 5 + 1 + 5
+    assert found.aux["norm"] > 0
 
 
 def test_leaves_with_other_uses_are_named_and_moved_by_weight():
@@ -178,8 +262,7 @@ def test_losses_that_interact_are_refused(capfd):
     params, logits = plain()
 
     def centered(params):
-        out = logits(params, IMAGES)
-        return jnp.sum((out - out.mean(0)) ** 2, axis=1)
+        return COUPLED["centered"](logits(params, IMAGES))
 
     found = jax.jit(lambda params: activation()(KEY, centered, params))(params)
     jax.block_until_ready(found)

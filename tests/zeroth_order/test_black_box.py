@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 from sklearn.linear_model import LogisticRegression
 
 from jaxrobust import data
-from jaxrobust.zeroth_order import black_box, coordinate, differentiable, random_directions
+from jaxrobust.zeroth_order import black_box, coordinate, differentiable, low_rank, random_directions, seed_replay
 
 KEY = jax.random.key(0)
 MATRIX = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -103,10 +104,67 @@ def test_a_batch_that_fails_as_a_whole_is_asked_one_by_one():
 
 
 def test_a_policy_says_when_to_stop():
-    patient, strict = black_box(broken, stop_after=3), black_box(broken, stop_after=2)
+    patient, strict = black_box(broken, stop_after=3), black_box(broken, stop_after=1)
     coordinate(1e-2)(KEY, patient, jnp.ones(5)).gradient.block_until_ready()
-    with pytest.raises(Exception, match=r"failed in 3 of [56] queries, more than the 2 allowed"):
-        coordinate(1e-2, chunk_size=1)(KEY, strict, jnp.ones(5)).gradient.block_until_ready()
+    patient.check()
+    found = coordinate(1e-2, chunk_size=1)(KEY, strict, jnp.ones(5)).gradient
+    assert np.isnan(found).tolist() == [False, True, True, True, True]
+    assert (strict.calls, strict.queries) == (4, 6)
+    with pytest.raises(RuntimeError, match=r"failed in 2 of 6 queries, more than the 1 allowed; .* query 3: gave the"):
+        strict.check()
+
+
+def test_one_device_that_stops_leaves_no_other_waiting():
+    box = black_box(broken, stop_after=0)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    points = jnp.ones((8, 5)).at[2, 1].set(5.0)
+    summed = jax.shard_map(
+        lambda rows: jax.lax.psum(box(rows[0]), "data"), mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False
+    )
+    assert np.isnan(jax.jit(summed)(points))
+    assert box.stopped
+
+
+@pytest.mark.parametrize("make", [random_directions, seed_replay, low_rank])
+def test_a_direction_without_an_answer_is_left_out(make):
+    calls = []
+
+    def sometimes(z):
+        calls.append(0)
+        if len(calls) == 4:
+            raise OSError("away")
+        return float(z @ MATRIX[:, 0])
+
+    found = make(directions=400)(KEY, black_box(sometimes), jnp.ones(5)).gradient
+    whole = make(directions=400)(KEY, lambda z: z @ MATRIX[:, 0], jnp.ones(5)).gradient
+    assert np.isfinite(found).all()
+    assert np.abs(found - whole).max() < 0.1 < np.abs(whole).max()
+    assert np.isnan(make(directions=3)(KEY, lambda z: z.sum() * jnp.nan, jnp.ones(5)).gradient).all()
+
+
+def test_one_example_without_an_answer_harms_no_other():
+    def sometimes(z):
+        if z[0] > 5:
+            raise OSError("away")
+        return np.tanh(z @ MATRIX)
+
+    inner = differentiable(black_box(sometimes, (3,)), coordinate(2e-3))
+    points = jnp.ones((4, 5)).at[:, 0].set(jnp.array([1.0, 4.9995, 1.0, 1.0]))
+    found = jax.vmap(jax.grad(lambda z: jnp.sum(inner(z))))(points)
+    assert np.isfinite(found).all()
+    assert found[1, 0] == 0
+    exact = jax.vmap(jax.grad(lambda z: jnp.sum(inside(z))))(points)
+    np.testing.assert_allclose(found[jnp.array([0, 2, 3])], exact[jnp.array([0, 2, 3])], atol=5e-3)
+
+
+def test_programs_may_work_in_place():
+    def doubled(z):
+        z *= 2
+        return z.sum()
+
+    box = black_box(doubled)
+    assert jax.jit(box)(jnp.ones(3)) == 6
+    assert box.failures == []
 
 
 def test_a_loss_without_a_derivative_is_trained():
@@ -147,6 +205,10 @@ def test_through_scikit_learn():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="dtype must be a float's, got int32"):
         black_box(outside, dtype=np.int32)
+    with pytest.raises(ValueError, match="key must be given for an estimator that draws, got None"):
+        differentiable(inside, random_directions())(jnp.ones(5))
+    with pytest.raises(ValueError, match="dtype must be one that JAX has now, got float64"):
+        black_box(outside, dtype=np.float64)
     with pytest.raises(ValueError, match="stop_after must not be negative, got -1"):
         black_box(outside, stop_after=-1)
     with pytest.raises(ValueError, match="inputs must be floats to have a derivative, got int32"):

@@ -99,6 +99,13 @@ def test_as_many_orthogonal_directions_as_coordinates_are_exact_and_more_go_on()
     assert np.abs(fewer["a"] - exact["a"]).max() > 0.1
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "sphere", "rademacher", "orthogonal"])
+def test_more_directions_keep_the_first(kind):
+    few, many = (directions_of(kind, jax.random.key(0), PARAMS, count) for count in (2, 7))
+    np.testing.assert_allclose(few(1)["b"], many(1)["b"], atol=1e-4)
+    assert np.abs(few(0)["b"] - many(1)["b"]).max() > 0.1
+
+
 def test_both_sides_cancel_what_is_even():
     def even(params):
         return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(params))
