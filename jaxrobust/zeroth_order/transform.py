@@ -3,8 +3,9 @@
     optax.chain(as_transform(coordinate(), key), optax.sgd(0.1))
 
 Leaves outside `where` pass the incoming gradient through, so that one part of a network trains by backpropagation and
-another, a black box, by queries. The link stays outside `optax.masked` and `optax.partition`; `optax.MultiSteps` may
-wrap what follows it.
+another, a black box, by queries. The link stays outside `optax.masked` and `optax.partition`, and comes first: what is
+before it sees another gradient. `optax.MultiSteps` may wrap what follows it; around the link itself it would estimate
+once, from the last function alone.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def as_transform(
       A transformation with `update(gradients, state, params, value_fn=...)`; value_fn gives a scalar or `[batch]`.
 
     Raises:
-      ValueError: in the first update, without params or value_fn.
+      ValueError: in the first update, without params or value_fn; inside `optax.masked` or `optax.partition`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -64,6 +65,12 @@ def as_transform(
     """
 
     def chosen(params: Params) -> PyTree:
+        nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+        if any(isinstance(node, optax.MaskedNode) for node in nodes):
+            raise ValueError(
+                "params must be whole, got some that optax.masked or optax.partition took out: a function is evaluated "
+                "at all of them; put the estimator outside, with where="
+            )
         if where is None:
             return params
         mask = where(params) if callable(where) else where
