@@ -173,25 +173,33 @@ def figure(path, rows):
     axes[0, 0].plot(steps, [point["norm"] for point in exact], color="black")
     axes[0, 0].set(title="Length of one worker's gradient, exact averaging", xlabel="step", ylim=(0, None))
     sized = first["alq-3-8192"]
-    for number, quantile in enumerate(QUANTILES[:-1]):
+    # The median is zero for most of a run: units that no example reaches.
+    for number, quantile in list(enumerate(QUANTILES))[1:-1]:
         axes[0, 1].semilogy(steps, [point["quantiles"][number] for point in sized], label=f"{quantile:.0%} lie below")
     axes[0, 1].set(title="Coordinates, over the largest of their bucket of 8,192", xlabel="step")
     levels = np.array([point["levels"] for point in sized])
     for level in levels.T:
         axes[1, 0].step(steps, level, where="post", color="tab:blue")
     axes[1, 0].set(title="Levels of ALQ, 3 bits", xlabel="step", ylabel="over the bucket's scale")
-    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+    schemes = [scheme for scheme in dict.fromkeys(row["scheme"] for row in rows) if len(scheme.split("-")) == 3]
+    names = list(dict.fromkeys(scheme.split("-")[0] for scheme in schemes))
+    for scheme in schemes:
+        name, width, bucket = scheme.split("-")
         mine = [row for row in rows if row["scheme"] == scheme]
         bits = [point["entropy"] for row in mine for point in row["along"] if point["entropy"] is not None]
         found = np.mean([100 * row["accuracy"] for row in mine])
         if bits and found > 25:
-            name = scheme.split("-")[0]
-            color = f"C{sorted({other.split('-')[0] for other in first}).index(name)}"
-            axes[1, 1].plot(np.mean(bits), found, "o", color=color)
-            axes[1, 1].annotate(scheme, (np.mean(bits), found), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            face = {"color": f"C{names.index(name) % 10}"} | ({} if bucket == "1024" else {"mfc": "white"})
+            first_of_name = name not in [line.get_label() for line in axes[1, 1].lines]
+            axes[1, 1].plot(np.mean(bits), found, "osD"[int(width) - 2], label=name if first_of_name else None, **face)
     axes[1, 1].axhline(np.mean([100 * row["accuracy"] for row in rows if row["scheme"] == "float32-32-1"]), color="k")
-    axes[1, 1].set(title="Test accuracy, %; the line is exact averaging", xlabel="entropy of the codes, bits")
+    axes[1, 1].set(
+        title="Test accuracy, %; the line is exact averaging",
+        xlabel="entropy of the codes, bits (o s D: 2, 3, 4 nominal; hollow: buckets of 8,192)",
+    )
+    axes[1, 1].xaxis.label.set_size(8)
     axes[0, 1].legend(frameon=False)
+    axes[1, 1].legend(frameon=False, fontsize=8)
     for axis in axes.ravel():
         axis.spines[["top", "right"]].set_visible(False)
     canvas.tight_layout()
