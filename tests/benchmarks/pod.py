@@ -3,9 +3,11 @@
     pip install 'jaxrobust[tpu]'
     JAX_PLATFORMS=cpu python tests/benchmarks/pod.py CONFIG [FLAGS ...]
     JAX_PLATFORMS=cpu python tests/benchmarks/pod.py evaluate [DEPTH WIDTH BATCH]
+    JAX_PLATFORMS=cpu python tests/benchmarks/pod.py query [BATCH]
 
 CONFIG is a configuration for CIFAR-10, with its own flags; "evaluate" compiles five iterations of APGD, at the places
-of `attacks.evaluate`, on a WideResNet. The compiler is the TPU's own (`libtpu`); images are blank, and nothing runs.
+of `attacks.evaluate`, on a WideResNet; "query" a gradient of ResNet-20 by all its coordinates, split over the chips.
+The compiler is the TPU's own (`libtpu`); images are blank, and nothing runs.
 """
 
 import os
@@ -25,12 +27,13 @@ for name, value in {
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from jaxrobust import attacks, geometry, models, train
+from jaxrobust import attacks, geometry, models, train, zeroth_order
 from jaxrobust.aggregation import collectives
 from jaxrobust.attacks import places
 from jaxrobust.train.step import example_inputs
@@ -90,13 +93,38 @@ def evaluation_step(depth=28, width=10, batch_size=2048):
     )
 
 
+def query_step(batch_size=256):
+    """A gradient from function values, its queries split over all chips, lowered."""
+    mesh = Mesh(np.array(chips()), ("query",))
+    whole = NamedSharding(mesh, P())
+    images = jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    model = models.resnet20()
+    params, state = jax.eval_shape(model.init, jax.random.key(0), images)
+    estimator = zeroth_order.coordinate(axis_name="query")
+
+    def estimate(params, state, images, labels):
+        def losses(params):
+            logits, _ = model.apply(params, state, images, train=False)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+        return estimator(jax.random.key(0), losses, params).gradient
+
+    mapped = jax.shard_map(estimate, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    print(f"coordinates of ResNet-20, {batch_size} images")
+    return jax.jit(mapped).lower(*(placed(held, whole) for held in (params, state, images, labels)))
+
+
 def _logits(model):
     return lambda params, state, inputs: model.apply(params, state, inputs, train=False)[0]
 
 
+STEPS = {"evaluate": evaluation_step, "query": query_step}
+
+
 def main(what, *words):
     """Print memory per chip and what a chip sends in the compiled step."""
-    lowered = evaluation_step(*map(int, words)) if what == "evaluate" else training_step(what, *words)
+    lowered = STEPS[what](*map(int, words)) if what in STEPS else training_step(what, *words)
     began = time.perf_counter()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()

@@ -4,10 +4,10 @@
     python tests/benchmarks/zeroth_order.py time [torch]      # against the same loop in PyTorch, extra `peers`
 
 "count" walks the jaxprs of single queries: multiply-accumulates of products and convolutions, averaged over all
-parameters, over those of the whole network. Reuse evaluates what follows a parameter; structured perturbation follows
-one channel as far as it goes. "time" takes one full gradient of the digits network 64-32-10 with 256 examples, by a
-jitted Python loop over coordinates (its rate from 500 of them), by chunked `vmap` over whole evaluations, with reuse,
-structured, and by units.
+parameters, over those of the whole network; and how evenly they lie on the chips of a pod. Reuse evaluates what follows
+a parameter; structured perturbation follows one channel as far as it goes. "time" takes one full gradient of the digits
+network 64-32-10 with 256 examples, by a jitted Python loop over coordinates (its rate from 500 of them), by chunked
+`vmap` over whole evaluations, with reuse, structured, and by units.
 """
 
 import statistics
@@ -26,6 +26,7 @@ from jaxrobust.zeroth_order import activation, coordinate
 from jaxrobust.zeroth_order.structured import after_step
 
 SMOOTHING, CHUNK, ROUNDS, EXAMPLES, LOOPED = 5e-3, 64, 7, 256, 500
+CHIPS = 256
 
 
 def multiplications(function, *arguments):
@@ -62,22 +63,25 @@ def count():
     leaves, program = jax.tree.leaves(params), trace(losses, params)
     known = program.evaluate(leaves)
     whole = multiplications(losses, params)
-    reused, structured = 0.0, 0.0
+    reused = structured = split = 0.0
     for number, leaf in enumerate(leaves):
 
         def suffix(moved, number=number):
             return program.after(known, {}, {program.leaves[number]: moved}, program.outputs[:1])[0]
 
         reused += leaf.size * multiplications(suffix, leaf)
-        structured += leaf.size * multiplications(
+        each = multiplications(
             lambda index, number=number: after_step(program, known, number, index, SMOOTHING), jnp.int32(0)
         )
+        structured += leaf.size * each
+        split += -(-leaf.size // CHIPS) * each
     size = sum(leaf.size for leaf in leaves)
     print(f"ResNet-20: {size:,} parameters, {whole / 1e6:.2f} million multiplications an image")
     print(
         f"forwards a coordinate: reuse {reused / size / whole:.3f} ({size * whole / reused:.2f} times less), "
         f"structured {structured / size / whole:.3f} ({size * whole / structured:.2f} times less)"
     )
+    print(f"split over {CHIPS} devices, a device does {split / structured * CHIPS - 1:.1%} more than its equal share")
 
 
 def seconds(function, *arguments):

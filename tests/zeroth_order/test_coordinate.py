@@ -44,6 +44,23 @@ def test_halving_the_step_halves_or_quarters_the_error(central, ratio):
         assert errors[1] > 1e-9
 
 
+def test_near_a_minimum_both_sides_are_needed():
+    """There the gradient is short, and the bias mu f_ii / 2 is not: at the start both forms look right."""
+    curvature = jnp.linspace(1.0, 20.0, 8)
+
+    def value(x):
+        return jnp.sum(curvature * x**2) + 0.1 * jnp.sum(x**4)
+
+    def cosine(x, central):
+        found = coordinate(1e-2, central=central)(KEY, value, x).gradient
+        exact = jax.grad(value)(x)
+        return float(found @ exact / jnp.linalg.norm(found) / jnp.linalg.norm(exact))
+
+    far, near = jnp.linspace(-2.0, 1.0, 8), 1e-3 * jnp.linspace(-2.0, 1.0, 8)
+    assert min(cosine(far, False), cosine(far, True), cosine(near, True)) > 0.999
+    assert cosine(near, False) < 0.5
+
+
 @pytest.mark.parametrize("central", [False, True])
 def test_chunks_do_not_matter(central):
     params = {"w": jax.random.normal(KEY, (5, 3)), "b": jnp.ones(4)}
