@@ -154,7 +154,8 @@ def activation(
         gradient = structure.unflatten([of_leaf(number) for number in range(len(leaves))])
         if plan.taps:
             coupled = _coupled(program, values, plan.taps, losses)
-            jax.debug.callback(_complain, coupled)
+            # Only where there is something to say: a call of the host takes longer than a small network's gradient.
+            jax.lax.cond(coupled, lambda: jax.debug.callback(_complain), lambda: None)
             gradient = jax.tree.map(lambda part: jnp.where(coupled, jnp.full_like(part, jnp.nan), part), gradient)
         queries = 1 + (PROBES if plan.taps else 0) + len(sides) * moved
         return Estimate(jnp.mean(losses), gradient, jnp.int32(queries), aux, state)
@@ -230,10 +231,9 @@ def _coupled(program: Program, values: dict[Place, Array], taps: Sequence[Place]
     return others > 1e-4 * own + 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(found[0]))
 
 
-def _complain(coupled: Any) -> None:
-    if coupled:
-        print(
-            "jaxrobust: activation needs examples that do not interact, and the loss of one moves with another: use "
-            "batch norm in evaluation mode and losses that are separate, or take coordinate",
-            file=sys.stderr,
-        )
+def _complain() -> None:
+    print(
+        "jaxrobust: activation needs examples that do not interact, and the loss of one moves with another: use batch "
+        "norm in evaluation mode and losses that are separate, or take coordinate",
+        file=sys.stderr,
+    )
