@@ -7,8 +7,8 @@
 "table" prints test accuracy in percent after the run, mean (least) over seeds, with workers that draw from the same
 examples and with workers that each draw from a twelfth in order of the labels. "along" trains with MixTailor and
 prints, for points along the way, <E U, g> / |g|^2: U is what the rules of the pool make of the honest gradients and the
-attack, E the mean over the pool, g the gradient over many batches. Below 0 a step would climb. "convex" prints the
-length of the gradient along a run on two convex problems: least squares that all workers solve with the same
+attack, E the mean over the pool and 30 batches, g the gradient over many others. Below 0 a step would climb. "convex"
+prints the length of the gradient along a run on two convex problems: least squares that all workers solve with the same
 parameters, and the digits' logistic regression, whose workers do not.
 """
 
@@ -30,7 +30,7 @@ from jaxrobust.train.step import keys_of_run
 CONFIG = Path(__file__).parents[2] / "configs" / "mnist_mixtailor.py"
 RULES = ("mean", "krum", "median", "geometric_median", "bulyan", "mixtailor")
 ATTACKS = ("none", "small_epsilon", "large_epsilon", "little_is_enough", "min_max")
-WORKERS, FAULTY, POINTS = 12, 2, 10
+WORKERS, FAULTY, POINTS, DRAWS = 12, 2, 10, 30
 
 
 def directory_of(name):
@@ -113,11 +113,17 @@ def leaning(experiment, attack):
 
     def measured(params, source, step):
         of_each = jnp.arange(size).reshape(WORKERS, -1)
-        own = jax.vmap(lambda rows: gradient(params, source, step, rows))(of_each)
-        # In place of all examples, those that the workers draw in a hundred other batches.
+
+        def joined(draw):
+            own = jax.vmap(lambda rows: gradient(params, source, draw, rows))(of_each)
+            key = jax.random.fold_in(jax.random.key(5), draw)
+            return expected(key, forged(attack, key, own))
+
+        # The expectation is over batches as well. In place of all examples, those of a hundred other batches.
+        mean = jnp.mean(jax.lax.map(joined, step + 2 * 10**6 + jnp.arange(DRAWS)), axis=0)
         far = jax.lax.map(lambda other: gradient(params, source, other, jnp.arange(size)), 10**6 + jnp.arange(100))
-        whole, key = jnp.mean(far, axis=0), jax.random.fold_in(jax.random.key(5), step)
-        return jnp.vdot(expected(key, forged(attack, key, own)), whole) / jnp.vdot(whole, whole)
+        whole = jnp.mean(far, axis=0)
+        return jnp.vdot(mean, whole) / jnp.vdot(whole, whole)
 
     return measured
 
