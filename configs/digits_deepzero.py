@@ -5,8 +5,8 @@ Paper: Chen, Zhang, Jia, Diffenderfer, Liu, Parasyris, Zhang, Zhang, Kailkhura a
        theirs (SGD 0.1, momentum 0.9, weight decay 5e-4, smoothing 5e-3, warm-up and cosine); the network, 2,410
        parameters, and the length are ours.
 Command: jaxrobust train configs/digits_deepzero.py --sparsity 0.9
-Expected: what the README says.
-Device: two CPU cores. Time: half a minute.
+Expected: 94.15 % of the test examples with seed 0.
+Device: two CPU cores. Time: a quarter of a minute.
 
 Where it differs from the released code: both estimates of ZO-GraSP look along the same directions, and coordinates are
 drawn anew in every step and not every five epochs (`--interval`).

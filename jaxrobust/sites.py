@@ -212,7 +212,8 @@ class Program:
         place, value = self.leaves[site.leaf], leaf
         for number in site.path:
             equation = self.equations[number]
-            value = equation.call(*read(equation.arguments, {**values, place: value}))[0]
+            inputs = {p: value if p == place else values[p] for p in equation.places()}
+            value = equation.call(*read(equation.arguments, inputs))[0]
             place = equation.outputs[0]
         return value
 

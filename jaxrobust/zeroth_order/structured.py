@@ -96,8 +96,8 @@ def after_step(program: Program, values: Mapping[Place, Array], leaf: int, index
             continue
         found = _column_rule(equation, changed, values)
         if found is None:
-            inputs = {p: _whole(now[p], values[p]) for p in equation.places() if p in now}
-            outputs = equation.call(*read(equation.arguments, {**values, **inputs}))
+            inputs = {p: _whole(now[p], values[p]) if p in now else values[p] for p in equation.places()}
+            outputs = equation.call(*read(equation.arguments, inputs))
             now.update(zip(equation.outputs, map(Whole, outputs), strict=True))
         else:
             now[equation.outputs[0]] = found
