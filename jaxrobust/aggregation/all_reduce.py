@@ -302,7 +302,15 @@ def aggregate(rule: Rule, stacked: Array, *, key: Key | None = None) -> Array:
     """
     if jnp.ndim(stacked) != 2:
         raise ValueError(f"stacked must be [workers, dimension], got shape {jnp.shape(stacked)}: ravel each vector")
-    return rule.apply(key, stacked, finite_rows(stacked), rule.init(*stacked.shape), None)[0]
+
+    def joined(alive: Array) -> Array:
+        return rule.apply(key, stacked, alive, rule.init(*stacked.shape), None)[0]
+
+    if rule != _MEAN:
+        return joined(finite_rows(stacked))
+    # A mean shows by itself whether all rows were finite: it then reads them once, and not twice.
+    whole = joined(jnp.ones(stacked.shape[0], bool))
+    return jax.lax.cond(jnp.all(jnp.isfinite(whole)), lambda: whole, lambda: joined(finite_rows(stacked)))
 
 
 def columns_of(dimension: int, bucket_size: int, workers: int) -> int:

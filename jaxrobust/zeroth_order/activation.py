@@ -22,7 +22,7 @@ from jaxrobust.sites import Place, Program, Site, trace
 from jaxrobust.typing import Array, AxisName, Estimate, Estimator, Key, Params, State
 from jaxrobust.zeroth_order.coordinate import check_floating
 from jaxrobust.zeroth_order.queries import answers
-from jaxrobust.zeroth_order.structured import after_step
+from jaxrobust.zeroth_order.structured import after_step, after_unit
 
 PROBES = 5
 """Queries that look for examples which interact."""
@@ -102,7 +102,6 @@ def activation(
             )
         batch, plan = losses.shape[0], _plan(program, leaves, losses.shape[0])
         _tell(plan, params)
-        wanted = program.outputs[:1]
         _tell_rounding(smoothing, [values[tap].dtype for tap in plan.taps])
         sides = (smoothing, -smoothing) if central else (smoothing,)
 
@@ -111,24 +110,19 @@ def activation(
 
         cotangents = {}
         for tap in plan.taps:
-            units = values[tap].shape[1:]
 
-            def unit_slopes(unit: Array, tap: Place = tap, units: tuple[int, ...] = units) -> Array:
-                here = (jnp.arange(int(np.prod(units))) == unit).reshape(1, *units)
-
+            def unit_slopes(unit: Array, tap: Place = tap) -> Array:
                 def side(step: float) -> tuple[Array, Array]:
-                    value = values[tap]
-                    delta = jnp.where(here, jnp.asarray(step, value.dtype), jnp.zeros_like(value))
                     # What was added is what is left of the step in the activation's precision.
-                    made = jnp.sum((value + delta - value).astype(losses.dtype), axis=tuple(range(1, value.ndim)))
-                    return program.after(values, {tap: delta}, outputs=wanted)[0], made
+                    found, made = after_unit(program, values, tap, unit, step)
+                    return found, made.astype(losses.dtype)
 
                 ahead, reached = side(smoothing)
                 behind, left = side(-smoothing) if central else (losses, jnp.zeros_like(losses))
                 apart = reached - left
                 return jnp.where(apart != 0, (ahead - behind) / jnp.where(apart != 0, apart, 1), 0)
 
-            found = over(int(np.prod(units)), unit_slopes)
+            found = over(int(np.prod(values[tap].shape[1:])), unit_slopes)
             cotangents[tap] = (jnp.moveaxis(found, 0, 1).reshape(values[tap].shape) / batch).astype(values[tap].dtype)
 
         def of_leaf(number: int) -> Array:

@@ -82,17 +82,50 @@ def after_step(program: Program, values: Mapping[Place, Array], leaf: int, index
     Returns:
       The value.
     """
-    place, wanted = program.leaves[leaf], program.outputs[0]
+    place = program.leaves[leaf]
     base = values[place]
     moved = jnp.asarray(step, base.dtype)
     at = jnp.unravel_index(index, base.shape) if base.ndim else ()
-    now: dict[Place, Entry | Column | Whole] = {place: Entry(tuple(at), moved)}
     if base.ndim == 1:
-        now[place] = Column(0, index, jax.lax.dynamic_slice(base, (index,), (1,)) + moved)
+        return _after(program, values, place, Column(0, index, jax.lax.dynamic_slice(base, (index,), (1,)) + moved))
+    return _after(program, values, place, Entry(tuple(at), moved))
+
+
+def after_unit(
+    program: Program, values: Mapping[Place, Array], place: Place, unit: Array, step: float
+) -> tuple[Array, Array]:
+    """The first result of a program after one unit of an activation has moved, for all examples at once.
+
+    Args:
+      program: a function's equations.
+      values: of all places, as `Program.evaluate` gives them.
+      place: of the activation, `[batch, ...]`, which an equation gives.
+      unit: int32, of the entry in an example's ravelled activation.
+      step: what is added to it.
+
+    Returns:
+      The value, and what was added in the activation's precision, `[batch]`.
+    """
+    base = values[place]
+    moved, axis = jnp.asarray(step, base.dtype), base.ndim - 1
+    if not axis:
+        now = base + moved
+        return _after(program, values, place, Whole(now)), now - base
+    *places, channel = jnp.unravel_index(unit, base.shape[1:])
+    column = jax.lax.dynamic_slice_in_dim(base, channel, 1, axis)
+    spot = column[(slice(None), *places, 0)] + moved
+    now = Column(axis, channel, column.at[(slice(None), *places, 0)].set(spot))
+    return _after(program, values, place, now), spot - column[(slice(None), *places, 0)]
+
+
+def _after(program: Program, values: Mapping[Place, Array], place: Place, change: Entry | Column | Whole) -> Array:
+    """The first result after a change of one place."""
+    wanted = program.outputs[0]
+    now: dict[Place, Entry | Column | Whole] = {place: change}
     for number in program.needed((wanted,)):
         equation = program.equations[number]
         changed = [now.get(p) if not isinstance(p, Literal) else None for p in equation.inputs]
-        if all(change is None for change in changed):
+        if all(one is None for one in changed):
             continue
         found = _column_rule(equation, changed, values)
         if found is None:

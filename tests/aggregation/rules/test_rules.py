@@ -425,3 +425,13 @@ def test_two_members_of_the_papers_pool_are_moved_without_bound():
 def test_a_vector_is_refused():
     with pytest.raises(ValueError, match=r"stacked must be \[workers, dimension\], got shape \(3,\)"):
         aggregate(rules.mean(), jnp.zeros(3))
+
+
+def test_a_mean_leaves_out_who_is_not_finite_however_many():
+    rows = np.array([[3e38, -3e38, 1.0], [3e38, 3e38, 2.0], [3e38, 3e38, 3.0], [1.0, np.inf, 4.0]], np.float32)
+    joined = jax.jit(lambda x: aggregate(rules.mean(), x))
+    np.testing.assert_allclose(joined(rows), np.mean(rows[:3].astype(np.float64), axis=0), rtol=1e-6)
+    np.testing.assert_allclose(joined(rows[:3]), joined(rows), rtol=1e-6)
+    assert np.isnan(joined(np.full((2, 3), np.nan, np.float32))).all()
+    # The control: a plain mean shows that somebody was not finite, and is no answer.
+    assert not np.isfinite(np.mean(rows.astype(np.float64), axis=0)).all()
