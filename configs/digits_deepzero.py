@@ -57,7 +57,7 @@ def experiment(
         key = jax.random.fold_in(keys.steps, 1)
         selection = None
         if sparsity > 0:
-            densities = layer_shares(model, digits.train, keys, sparsity) if shares == "grasp" else 1 - sparsity
+            densities = layer_shares(model, digits.train, keys, sparsity, shares)
             selection = zeroth_order.uniform_selection(
                 densities, key, interval=None if static else interval, rescale=rescale
             )
@@ -79,10 +79,12 @@ def experiment(
     )
 
 
-def layer_shares(model, source, keys, sparsity):
+def layer_shares(model, source, keys, sparsity, shares):
     """The share of each layer's weights that a step looks at, by ZO-GraSP's scores of the first parameters."""
     batch = source.batch(source.init(keys.data), 0, jnp.arange(256), 256)
     params, state = model.init(jax.random.split(keys.init)[0], batch.inputs[:1])
+    if shares == "uniform":
+        return jax.tree.map(lambda leaf: 1.0 if leaf.ndim < 2 else 1 - sparsity, params)
 
     def losses(params):
         logits, _ = model.apply(params, state, batch.inputs, train=False)

@@ -117,7 +117,7 @@ class EvaluationFile:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
-                kept = {name: getattr(self, name) for name in _ARRAYS} | {"logits": self.logits}
+                kept: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | {"logits": self.logits}
                 np.savez(file, mark=self.mark, finished=self.finished, told=np.array(self.told, str), **kept)
             os.replace(temporary, path)
         finally:

@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxrobust.sites import Place, Program, Site, trace
 from jaxrobust.typing import Array, AxisName, Estimate, Estimator, Key, Params, State
-from jaxrobust.zeroth_order.coordinate import check_floating
-from jaxrobust.zeroth_order.queries import answers
+from jaxrobust.zeroth_order.coordinate import check_floating, check_steps
+from jaxrobust.zeroth_order.queries import answers, within
 from jaxrobust.zeroth_order.structured import after_step, after_unit
 
 PROBES = 5
@@ -43,7 +43,11 @@ class Plan(NamedTuple):
 
 
 def activation(
-    smoothing: float = 5e-3, central: bool = False, chunk_size: int = 64, axis_name: AxisName | None = None
+    smoothing: float = 5e-3,
+    central: bool = False,
+    chunk_size: int = 64,
+    axis_name: AxisName | None = None,
+    chunk_bytes: int | None = None,
 ) -> Estimator:
     r"""Estimate the gradient unit by unit, from the losses of the examples.
 
@@ -62,14 +66,16 @@ def activation(
       chunk_size: units evaluated at once; the result does not depend on it.
       axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
         device, or where each device estimates for itself.
+      chunk_bytes: bytes that the values of the queries of a chunk may take: fewer go side by side where a layer's are
+        large. None to go by `chunk_size` alone.
 
     Returns:
       An `Estimator` for functions that give `[batch]` losses. It makes one query for each unit of the chosen sites and
       each weight of the other leaves (two with `central`), one for the losses at params and five for the probe.
 
     Raises:
-      ValueError: for smoothing or chunk_size that is not positive; when called, for leaves that are not floats or a
-        function that gives a scalar.
+      ValueError: for smoothing, chunk_size or chunk_bytes that is not positive; when called, for leaves that are not
+        floats or a function that gives a scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -83,10 +89,7 @@ def activation(
     Reference: Ren, Kornblith, Liao and Hinton, "Scaling Forward Gradient With Local Losses",
     https://arxiv.org/abs/2210.03310, 2023, for perturbed activations with random directions.
     """
-    if not smoothing > 0:
-        raise ValueError(f"smoothing must be positive, got {smoothing}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+    check_steps(smoothing, chunk_size, chunk_bytes)
 
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         del key
@@ -105,8 +108,9 @@ def activation(
         _tell_rounding(smoothing, [values[tap].dtype for tap in plan.taps])
         sides = (smoothing, -smoothing) if central else (smoothing,)
 
-        def over(count: int, slope: Callable[[Array], Array]) -> Array:
-            return answers(slope, jnp.arange(count), chunk_size, axis_name)
+        def over(count: int, slope: Callable[[Array], Array], moved: Place) -> Array:
+            together = within(chunk_size, chunk_bytes, program, values, moved)
+            return answers(slope, jnp.arange(count), together, axis_name)
 
         cotangents = {}
         for tap in plan.taps:
@@ -122,7 +126,7 @@ def activation(
                 apart = reached - left
                 return jnp.where(apart != 0, (ahead - behind) / jnp.where(apart != 0, apart, 1), 0)
 
-            found = over(int(np.prod(values[tap].shape[1:])), unit_slopes)
+            found = over(int(np.prod(values[tap].shape[1:])), unit_slopes, tap)
             cotangents[tap] = (jnp.moveaxis(found, 0, 1).reshape(values[tap].shape) / batch).astype(values[tap].dtype)
 
         def of_leaf(number: int) -> Array:
@@ -141,7 +145,7 @@ def activation(
                 behind = after_step(program, values, number, index, -smoothing) if central else losses
                 return jnp.mean((ahead - behind) / (smoothing * len(sides)))
 
-            return over(leaf.size, weight_slope).reshape(leaf.shape).astype(leaf.dtype)
+            return over(leaf.size, weight_slope, program.leaves[number]).reshape(leaf.shape).astype(leaf.dtype)
 
         moved = sum(int(np.prod(values[tap].shape[1:])) for tap in plan.taps)
         moved += sum(leaf.size for number, leaf in enumerate(leaves) if not plan.sites[number])

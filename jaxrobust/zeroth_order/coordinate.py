@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxrobust.sites import trace
 from jaxrobust.typing import Array, AxisName, Estimate, Estimator, Key, Params, State
-from jaxrobust.zeroth_order.queries import answers
+from jaxrobust.zeroth_order.queries import answers, within
 from jaxrobust.zeroth_order.selection import Selection
 from jaxrobust.zeroth_order.structured import after_step
 
@@ -32,6 +32,7 @@ def coordinate(
     chunk_size: int = 64,
     selection: Selection | None = None,
     axis_name: AxisName | None = None,
+    chunk_bytes: int | None = None,
 ) -> Estimator:
     r"""Estimate the gradient coordinate by coordinate.
 
@@ -45,13 +46,16 @@ def coordinate(
       selection: which coordinates are looked at, with zeros elsewhere, as `uniform_selection` makes it; None for all.
       axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
         device, or where each device estimates for itself.
+      chunk_bytes: bytes that the values of the queries of a chunk may take: fewer go side by side where a layer's are
+        large. None to go by `chunk_size` alone.
 
     Returns:
       An `Estimator` that makes d + 1 queries for d parameters (or d selected ones), 2 d + 1 with `central`, and ignores
       its key. With a selection its state is the number of estimates done.
 
     Raises:
-      ValueError: for smoothing or chunk_size that is not positive; when called, for leaves that are not floats.
+      ValueError: for smoothing, chunk_size or chunk_bytes that is not positive; when called, for leaves that are not
+        floats.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -62,10 +66,7 @@ def coordinate(
     Reference: Chen, Zhang, Jia, Diffenderfer, Liu, Parasyris, Zhang, Zhang, Kailkhura and Liu, "DeepZero: Scaling up
     Zeroth-Order Optimization for Deep Model Training", https://arxiv.org/abs/2310.02025, 2024.
     """
-    if not smoothing > 0:
-        raise ValueError(f"smoothing must be positive, got {smoothing}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+    check_steps(smoothing, chunk_size, chunk_bytes)
 
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         del key
@@ -90,7 +91,8 @@ def coordinate(
             if not leaf.size:
                 return leaf
             indices = jnp.arange(leaf.size) if chosen is None else chosen[number].indices
-            slopes = answers(slope, indices, chunk_size, axis_name)
+            together = within(chunk_size, chunk_bytes, program, known, program.leaves[number])
+            slopes = answers(slope, indices, together, axis_name)
             if chosen is None:
                 return slopes.reshape(leaf.shape).astype(leaf.dtype)
             slopes *= chosen[number].factors.astype(slopes.dtype)
@@ -104,6 +106,16 @@ def coordinate(
         return Estimate(base, gradient, jnp.int32(1 + (2 if central else 1) * count), aux, after)
 
     return Estimator(init=lambda params: () if selection is None else jnp.int32(0), estimate=estimate)
+
+
+def check_steps(smoothing: float, chunk_size: int, chunk_bytes: int | None) -> None:
+    """Refuse a step or a chunk of nothing."""
+    if not smoothing > 0:
+        raise ValueError(f"smoothing must be positive, got {smoothing}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
+    if chunk_bytes is not None and chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
 
 
 def check_floating(params: Params) -> None:

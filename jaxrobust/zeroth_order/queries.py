@@ -1,11 +1,12 @@
 """Queries side by side: in chunks on one device, and split over the devices of a mapped axis."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation import axes
+from jaxrobust.sites import Place, Program
 from jaxrobust.typing import Array, AxisName
 
 
@@ -35,3 +36,57 @@ def answers(
     found = jax.lax.map(query, own, batch_size=min(chunk_size, each))
     together = jnp.moveaxis(axes.gather(found, axis_name), 0, 1)
     return together.reshape(each * devices, *found.shape[1:])[:count]
+
+
+def within(
+    chunk_size: int, chunk_bytes: int | None, program: Program, values: Mapping[Place, Array], place: Place
+) -> int:
+    """How many queries go side by side, where their values may take so many bytes.
+
+    Args:
+      chunk_size: at most so many.
+      chunk_bytes: of what the queries of a chunk hold at once; None for any number.
+      program: the function's equations.
+      values: of all places.
+      place: what a query moves.
+
+    Returns:
+      At least one.
+    """
+    if chunk_bytes is None:
+        return chunk_size
+    return max(1, min(chunk_size, chunk_bytes // query_bytes(program, values, place)))
+
+
+def query_bytes(program: Program, values: Mapping[Place, Array], place: Place) -> int:
+    """Bytes that the values of one query take at their peak: of all that depends on what is moved, while it is read.
+
+    A compiler that joins operations needs less.
+
+    Args:
+      program: the function's equations.
+      values: of all places.
+      place: what the query moves.
+
+    Returns:
+      The number, at least 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxrobust.sites import trace
+      >>> program = trace(lambda w: jnp.sum(jnp.tanh(jnp.ones((2, 3)) @ w)), jnp.zeros((3, 5)))
+      >>> query_bytes(program, program.evaluate([jnp.zeros((3, 5))]), program.leaves[0])  # w and a product, or two
+      100
+    """
+    moved, reached = {place}, []
+    for number in program.needed(program.outputs[:1]):
+        if not moved.isdisjoint(program.equations[number].places()):
+            reached.append(program.equations[number])
+            moved.update(reached[-1].outputs)
+    last = {read: turn for turn, equation in enumerate(reached) for read in equation.places()}
+    held, most = {place}, 1
+    for turn, equation in enumerate(reached):
+        held.update(equation.outputs)
+        most = max(most, sum(values[each].size * values[each].dtype.itemsize for each in held))
+        held = {each for each in held if last.get(each, turn) > turn}
+    return most

@@ -1,5 +1,11 @@
 """Queries split over devices: the gradient of one device, and answers alone on the wire."""
 
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrobust.aggregation import collectives
 from jaxrobust.zeroth_order import activation, coordinate, uniform_selection
+
+SCRIPT = Path(__file__).with_name("shared_queries.py")
 
 KEY = jax.random.key(0)
 PARAMS = {"w": 0.3 * jax.random.normal(KEY, (7, 13)), "b": jnp.zeros(13), "v": jnp.ones((13, 3)), "s": jnp.float32(0.2)}
@@ -68,3 +76,55 @@ def test_a_second_axis_holds_the_data():
     # The control: half of the data has another gradient.
     half = jax.jit(estimate("activation", None))(PARAMS, INPUTS[:4])
     assert np.abs(half["w"] - alone["w"]).max() > 0.01
+
+
+def started(*words):
+    words = [sys.executable, str(SCRIPT), *map(str, words)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read(processes):
+    try:
+        found = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), found
+    return [json.loads(out.splitlines()[-1]) for out, _ in found]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_queries_of_one_device():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, second = read([started(0, port), started(1, port)])
+    (alone,) = read([started()])
+    assert (first.pop("devices"), second.pop("devices"), alone.pop("devices")) == (6, 6, 1)
+    assert first == second
+    for name, gradient in alone.items():
+        for leaf, values in gradient.items():
+            np.testing.assert_allclose(first[name][leaf], values, atol=3e-3 if name != "activation" else 3e-4)
+            assert np.abs(values).max() > 0.05
+
+
+def test_a_chunk_keeps_within_its_bytes():
+    inputs = jnp.linspace(-1.0, 1.0, 128 * 16).reshape(128, 16)
+    params = {"w": 0.1 * jax.random.normal(KEY, (16, 64)), "v": 0.1 * jax.random.normal(KEY, (64, 256))}
+
+    def losses(params):
+        return jnp.sum(jnp.tanh(jnp.tanh(inputs @ params["w"]) @ params["v"]) ** 2, axis=1)
+
+    def compiled(make, **options):
+        estimate = jax.jit(lambda p: make(**options)(KEY, losses, p).gradient).lower(params).compile()
+        return estimate(params), estimate.memory_analysis().temp_size_in_bytes
+
+    for make in (coordinate, activation):
+        free, much = compiled(make, chunk_size=256)
+        bound, little = compiled(make, chunk_size=256, chunk_bytes=2**21)
+        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-2), free, bound)
+        # Beside the chunk lie what is known at params, and the answers.
+        known = 4 * (2 * 128 * (64 + 256) + 64 * 256 + 16 * 64) * 2
+        assert little < 2**21 + known < much
+    with pytest.raises(ValueError, match="chunk_bytes must be positive, got 0"):
+        coordinate(chunk_bytes=0)
