@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from jaxrobust import data as data
     from jaxrobust import models as models
     from jaxrobust import report as report
+    from jaxrobust import solvers as solvers
     from jaxrobust import train as train
 
 __version__ = "0.1.0"
 
-_LATER = ("certification", "data", "models", "report", "train")
+_LATER = ("certification", "data", "models", "report", "solvers", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -299,7 +299,7 @@ class Evaluated(NamedTuple):
     """What an evaluation found.
 
     Attributes:
-      metrics: name -> number; accuracies in [0, 1].
+      metrics: name -> number; shares in [0, 1], or errors, whose name then holds "loss".
       curve: radius -> robust accuracy in [0, 1]; empty where none was asked for.
       gallery: None where none was asked for.
     """

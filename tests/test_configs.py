@@ -12,6 +12,13 @@ from jaxrobust import train
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 SMALL = {
+    "cifar10_black_box_defense": {
+        "classifier_steps": 1,
+        "depth": 3,
+        "features": 2,
+        "components": 3,
+        "batch_size": 8,
+    },
     "cifar10_deepzero_resnet20": {"scores": "none"},
     "cifar10_wide_resnet": {"depth": 10, "width": 1, "batch_size": 32},
     "pod_quantized_mixtailor": {"depth": 10, "width": 1, "devices_per_worker": 1, "batch_size": 32, "faulty": 1},

@@ -13,3 +13,4 @@ from jaxrobust.data.tfds import tfds as tfds
 from jaxrobust.data.transforms import crop as crop
 from jaxrobust.data.transforms import flip as flip
 from jaxrobust.data.transforms import transformed as transformed
+from jaxrobust.data.windows import windows as windows

@@ -79,15 +79,32 @@ def arrays(images: np.ndarray, labels: np.ndarray, *, classes: int | None = None
         return ArraysState(jnp.asarray(images), jnp.asarray(labels), key)
 
     def batch(state: ArraysState, step: Array | int, rows: Array, size: int) -> Batch:
-        number = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(size) + rows.astype(jnp.uint32)
-        if shuffle:
-            index, inside = _shuffled(state.key, number, length), jnp.ones(rows.shape, bool)
-        else:
-            index, inside = jnp.minimum(number, jnp.uint32(length - 1)), number < jnp.uint32(length)
-        index = index.astype(jnp.int32)
-        return Batch(unit_floats(state.images[index]), state.labels[index], index, inside.astype(jnp.float32))
+        index, weight = picked(state.key, step, rows, size, length, shuffle)
+        return Batch(unit_floats(state.images[index]), state.labels[index], index, weight)
 
     return Source(init, batch, length, fingerprint_of(images, labels))
+
+
+def picked(key: Key, step: Array | int, rows: Array, size: int, length: int, shuffle: bool) -> tuple[Array, Array]:
+    """Which examples come at a step.
+
+    Args:
+      key: of the epochs' orders.
+      step: number of the batch.
+      rows: int32, positions in a batch.
+      size: examples of a batch.
+      length: examples of the source.
+      shuffle: as in `arrays`.
+
+    Returns:
+      Their numbers `[rows]` int32, and their weights `[rows]`: 0 past the end of a test set.
+    """
+    number = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(size) + rows.astype(jnp.uint32)
+    if shuffle:
+        index, inside = _shuffled(key, number, length), jnp.ones(rows.shape, bool)
+    else:
+        index, inside = jnp.minimum(number, jnp.uint32(length - 1)), number < jnp.uint32(length)
+    return index.astype(jnp.int32), inside.astype(jnp.float32)
 
 
 def unit_floats(images: Array) -> Array:

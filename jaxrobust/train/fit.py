@@ -29,6 +29,7 @@ from jax.tree_util import Partial
 from jaxrobust.report.page import write_report
 from jaxrobust.report.progress import progress
 from jaxrobust.report.rows import Rows, read_rows, truncate_rows
+from jaxrobust.report.run import is_share
 from jaxrobust.report.tensorboard import Events
 from jaxrobust.train.checkpoint import Checkpoints, changed_leaves, with_leaves
 from jaxrobust.train.configuration import Configuration
@@ -321,8 +322,11 @@ class _Run:
         began = time.perf_counter()
         found = evaluation(self.keys.evaluation, predictor(self.trainer, self.state), self.test)
         self._write({"step": step, "split": "test", **({"final": True} if final else {}), **found.metrics})
-        accuracies = ", ".join(f"{name} {100 * value:.2f} %" for name, value in found.metrics.items())
-        self.bar.line(f"step {step}: {accuracies} of the test examples")
+        told = (
+            f"{name} {100 * value:.2f} %" if is_share(name, [value]) else f"{name} {value:.4g}"
+            for name, value in found.metrics.items()
+        )
+        self.bar.line(f"step {step}: {', '.join(told)} of the test examples")
         self.clock += time.perf_counter() - began
         return found
 

@@ -153,7 +153,8 @@ def activation(
         if plan.taps:
             coupled = _coupled(program, values, plan.taps, losses)
             # Only where there is something to say: a call of the host takes longer than a small network's gradient.
-            jax.lax.cond(coupled, lambda: jax.debug.callback(_complain), lambda: None)
+            # Mapped over, both sides run, and the line must still tell the truth.
+            jax.lax.cond(coupled, lambda: jax.debug.callback(_complain, coupled), lambda: None)
             gradient = jax.tree.map(lambda part: jnp.where(coupled, jnp.full_like(part, jnp.nan), part), gradient)
         queries = 1 + (PROBES if plan.taps else 0) + len(sides) * moved
         return Estimate(jnp.mean(losses), gradient, jnp.int32(queries), aux, state)
@@ -229,7 +230,9 @@ def _coupled(program: Program, values: dict[Place, Array], taps: Sequence[Place]
     return others > 1e-4 * own + 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(found[0]))
 
 
-def _complain() -> None:
+def _complain(coupled: Array) -> None:
+    if not coupled:
+        return
     print(
         "jaxrobust: activation needs examples that do not interact, and the loss of one moves with another: use batch "
         "norm in evaluation mode and losses that are separate, or take coordinate",

@@ -104,7 +104,8 @@ def importance_selection(weights: Callable[[Params], PyTree], draws: int, key: K
 
     Args:
       weights: of params, a tree like them of numbers that are not negative, as `lambda p: jax.tree.map(jnp.abs, p)`; p
-        is their share. A coordinate of weight 0 is never drawn, and its part of the gradient is lost.
+        is their share. A coordinate of weight 0 is never drawn, and its part of the gradient is lost, but where a
+        leaf has no other: all of it is then alike.
       draws: k for each leaf of its share of all coordinates; static. A leaf has at least one.
       key: of the draws; they are anew in each estimate.
 
@@ -135,9 +136,11 @@ def importance_selection(weights: Callable[[Params], PyTree], draws: int, key: K
         found = []
         for number, (leaf, weight) in enumerate(zip(leaves, given, strict=True)):
             taken = max(1, round(draws * leaf.size / total)) if leaf.size else 0
-            logs = jnp.log(weight.reshape(-1).astype(jnp.float32))
-            shares = jax.nn.softmax(logs)
-            indices = jax.random.categorical(jax.random.fold_in(drawn, number), logs, shape=(taken,))
+            # A leaf without any weight, as biases that begin at 0, has all of its coordinates alike.
+            flat = weight.reshape(-1).astype(jnp.float32)
+            shares = jnp.where(jnp.any(flat > 0), flat, 1.0)
+            shares /= jnp.sum(shares)
+            indices = jax.random.choice(jax.random.fold_in(drawn, number), leaf.size, (taken,), p=shares)
             found.append(Selected(indices.astype(jnp.int32), 1 / (taken * shares[indices])))
         return found
 

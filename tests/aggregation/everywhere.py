@@ -15,7 +15,9 @@ import sys
 WAY = sys.argv[1]
 COUNT = {"vmap": 1, "pmap": 4, "shard_map": 4, "nested": 2, "processes": 2}[WAY]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={COUNT} --xla_backend_optimization_level=0"
+# What compiles faster is inherited from the tests.
+FLAGS = f"--xla_force_host_platform_device_count={COUNT} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax
 import jax.numpy as jnp

@@ -270,6 +270,8 @@ def test_losses_that_interact_are_refused(capfd):
     assert np.isnan(flat(found.gradient)).all()
     assert "activation needs examples that do not interact" in capfd.readouterr().err
     assert np.isfinite(flat(activation()(KEY, losses_of(logits), params).gradient)).all()
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+    jax.block_until_ready(jax.vmap(lambda params: activation()(KEY, losses_of(logits), params).gradient)(twice))
     jax.effects_barrier()
     assert capfd.readouterr().err == ""
     with pytest.raises(ValueError, match=r"needs the losses of the examples, \[batch\], got shape \(\)"):

@@ -97,6 +97,16 @@ def test_importance_is_unbiased_whatever_the_weights():
     assert drawn[-1] > 1.5 * drawn[0]
 
 
+def test_a_leaf_without_weights_is_drawn_alike():
+    sizes = importance_selection(lambda params: {name: 0 * leaf for name, leaf in params.items()}, 25, KEY)
+    for one, leaf in zip(sizes.choose(jnp.int32(0), PARAMS), jax.tree.leaves(PARAMS), strict=True):
+        np.testing.assert_allclose(one.factors, leaf.size / one.indices.size, rtol=1e-6)
+        assert len(set(one.indices.tolist())) > 1 or leaf.size < 6
+    half = importance_selection(lambda x: jnp.arange(8.0) % 2, 400, KEY)
+    (drawn,) = half.choose(jnp.int32(0), jnp.zeros(8))
+    assert set(drawn.indices.tolist()) == {1, 3, 5, 7}
+
+
 def test_a_resumed_run_goes_on_with_the_same_coordinates():
     estimator = coordinate(selection=uniform_selection(DENSITIES, KEY, interval=2))
     straight = estimator.init(PARAMS)

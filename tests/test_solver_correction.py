@@ -1,0 +1,62 @@
+"""The configurations of solver correction: every method is one experiment, and all in the loop take the same steps."""
+
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrobust import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def fit(equation, directory=None, **flags):
+    said = io.StringIO()
+    experiment = train.configure(CONFIGS / f"{equation}_correction.py", flags).build()
+    return train.fit(experiment, directory, devices=jax.devices()[:1], stream=said), said.getvalue()
+
+
+def test_errors_are_no_accuracies_in_what_a_run_says(tmp_path):
+    found, said = fit("kuramoto_sivashinsky", tmp_path / "run", method="none", horizon=5)
+    error = found.evaluated.metrics["rollout_loss"]
+    assert f"rollout_loss {error:.4g}, final_loss " in said
+    assert "%" not in said.split("rollout_loss")[1].splitlines()[0]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "no accuracy measured yet" in page
+    assert "rollout loss, test" in page
+    # Nothing was corrected, and nothing was trained.
+    assert not np.any(found.params["PeriodicConvolution_1"]["kernel"])
+    assert 0.01 < error < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("equation", ["kuramoto_sivashinsky", "kolmogorov"])
+def test_every_way_through_the_loop_takes_the_same_steps(equation):
+    """After one update the loss of the next is that of the first-order method; outside the loop it is not."""
+    flags = {"steps": 2, "batch_size": 1, "unroll": 3, "horizon": 3, "learning_rate": 1e-3}
+    ways = {"first_order": {}, "interface": {}, "supervised": {}}
+    ways |= {"zeroth_order": {}} if equation == "kuramoto_sivashinsky" else {}
+    rows, last = {}, {}
+    for method in ways:
+        found, _ = fit(equation, method=method, **flags)
+        rows[method] = found.rows[0]["loss"]
+        last[method] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found.params)])
+    exact, start = last["first_order"], rows["first_order"]
+    for method in set(ways) - {"first_order", "supervised"}:
+        assert rows[method] == pytest.approx(start, rel=1e-3)
+        # Adam's first steps are signs: a weight whose slope is all but 0 may go either way.
+        assert np.mean(np.abs(last[method] - exact) < 1e-4) > 0.98
+    assert np.mean(np.abs(last["supervised"] - exact) < 1e-4) < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("equation", ["kuramoto_sivashinsky", "kolmogorov"])
+def test_the_peer_trains_the_same_corrector(equation):
+    pytest.importorskip("exponax")
+    flags = {"method": "first_order", "steps": 2, "batch_size": 1, "unroll": 3, "horizon": 3}
+    ours, peers = (fit(equation, exponax=exponax, **flags)[0] for exponax in (False, True))
+    assert peers.rows[0]["loss"] == pytest.approx(ours.rows[0]["loss"], rel=1e-3)
+    assert peers.evaluated.metrics == pytest.approx(ours.evaluated.metrics, rel=1e-2)
