@@ -2,8 +2,8 @@
 
 from jaxrobust.models.boundary import CIFAR10_MEAN as CIFAR10_MEAN
 from jaxrobust.models.boundary import CIFAR10_STD as CIFAR10_STD
-from jaxrobust.models.denoiser import dense_denoiser as dense_denoiser
 from jaxrobust.models.denoiser import denoiser as denoiser
+from jaxrobust.models.denoiser import dense_denoiser as dense_denoiser
 from jaxrobust.models.function import function as function
 from jaxrobust.models.linen import linen as linen
 from jaxrobust.models.mlp import mlp as mlp

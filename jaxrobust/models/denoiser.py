@@ -3,8 +3,8 @@ r"""Denoisers: networks that find the noise of an image and take it away (DnCNN,
     h_1 = relu(W_1 * x + b_1)        h_i = relu(BN(W_i * h_{i-1}))        D(x) = x - W_L * h_{L-1},   W_L = 0 at first
 
 so that a denoiser begins as the identity. Without batch norm, :math:`h_i = relu(W_i * h_{i-1} + b_i)`. `*` is a
-convolution in `denoiser`. It is a product of whole images in `dense_denoiser`, for images that always have their content
-in the same place, where each pixel's own statistics tell more than its neighbors.
+convolution in `denoiser`. In `dense_denoiser` it is a product with whole images, for those that have their content in
+the same place: there a pixel's own statistics tell more than its neighbors.
 
 Batch norm is what was published, and deep chains learn faster with it. A shallow one does without: in training batch
 norm makes an image depend on its batch, so that estimators that move units do not apply and one moved weight changes
@@ -120,8 +120,8 @@ def dense_denoiser(
 ) -> Model:
     """A residual multilayer perceptron, from small images to images of the same size.
 
-    `D(x) = x - net(x)`; kernels start as N(0, 1 / fan_in), truncated (LeCun), the last one as 0, biases as 0: before the
-    first step `D(x) = x`. The result is not cut to [0, 1].
+    `D(x) = x - net(x)`; kernels start as N(0, 1 / fan_in), truncated (LeCun), the last one as 0, biases as 0: before
+    the first step `D(x) = x`. The result is not cut to [0, 1].
 
     Args:
       widths: units of each hidden layer. The default has 4,192 parameters for digits of 8 x 8.

@@ -71,6 +71,23 @@ def test_kernels_are_orthogonal_and_keep_the_variance_through_a_rectifier():
     np.testing.assert_allclose(kernel.T @ kernel, 2 * np.eye(8), atol=1e-5)
 
 
+def test_a_dense_one_by_hand():
+    model = models.dense_denoiser((1,))
+    params, state = model.init(KEY, IMAGES)
+    np.testing.assert_array_equal(model.apply(params, state, IMAGES, train=True)[0], IMAGES)
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == {
+        "Dense_0": {"bias": (1,), "kernel": (64, 1)},
+        "Dense_1": {"bias": (64,), "kernel": (1, 64)},
+    }
+    first, last = {"bias": jnp.array([-30.0]), "kernel": jnp.ones((64, 1))}, jnp.arange(64.0)
+    params = {"Dense_0": first, "Dense_1": {"bias": jnp.full(64, 0.5), "kernel": last[None]}}
+    excess = np.maximum(np.asarray(IMAGES).sum((1, 2, 3)) - 30, 0)
+    assert {True, False} == set((excess > 0).tolist())
+    expected = IMAGES - excess[:, None, None, None] * last.reshape(8, 8, 1) - 0.5
+    np.testing.assert_allclose(model.apply(params, state, IMAGES, train=False)[0], expected, rtol=1e-4, atol=1e-3)
+
+
 def test_batch_norm_couples_a_batch_in_training_alone():
     other = IMAGES.at[1:].multiply(0.5)
     for batch_norm, train in ((True, True), (True, False), (False, True)):
@@ -80,8 +97,12 @@ def test_batch_norm_couples_a_batch_in_training_alone():
         assert np.allclose(first, second, atol=1e-6) != (batch_norm and train)
 
 
-def test_images_keep_their_precision():
-    model = models.denoiser(3, 4, batch_norm=False, dtype=jnp.bfloat16)
+@pytest.mark.parametrize(
+    "model",
+    [models.denoiser(3, 4, batch_norm=False, dtype=jnp.bfloat16), models.dense_denoiser((4,), dtype=jnp.bfloat16)],
+    ids=["convolutions", "dense"],
+)
+def test_images_keep_their_precision(model):
     params, state = model.init(KEY, IMAGES)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     found, _ = jax.jit(lambda p: model.apply(p, state, IMAGES, train=True))(params)
@@ -99,6 +120,15 @@ def test_images_keep_their_precision():
 def test_what_it_cannot_be_built_of_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.denoiser(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [((), r"widths must name at least one hidden layer, got \(\)"), ((4, 0), r"widths\[1\] must be positive, got 0")],
+)
+def test_widths_of_nothing_are_refused(widths, message):
+    with pytest.raises(ValueError, match=message):
+        models.dense_denoiser(widths)
 
 
 def test_what_is_no_image_is_refused():

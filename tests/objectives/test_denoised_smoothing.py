@@ -38,9 +38,8 @@ def images():
     return Batch(inputs, jnp.zeros(BATCH, jnp.int32), jnp.arange(BATCH), jnp.ones(BATCH))
 
 
-def off_its_start(depth, features):
+def off_its_start(model):
     """A denoiser that is no identity any more: (model, params)."""
-    model = models.denoiser(depth, features, batch_norm=False)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)))
     flat, unravel = ravel_pytree(params)
     return model, unravel(flat + 0.05 * jax.random.normal(jax.random.key(2), flat.shape))
@@ -49,7 +48,7 @@ def off_its_start(depth, features):
 @pytest.fixture(scope="module")
 def denoiser():
     """A denoiser of 76 parameters."""
-    return off_its_start(2, 4)
+    return off_its_start(models.denoiser(2, 4, batch_norm=False))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,7 @@ def averaged(estimator):
 
 
 def test_estimates_at_the_interface_give_the_gradient_of_backprop(images):
-    denoiser = off_its_start(3, 8)  # the digits' own
+    denoiser = off_its_start(models.dense_denoiser((32,)))  # the digits' own
     exact, _ = gradient(classify, backprop(), denoiser, images)
     asked = box()
     interface = zeroth_order.differentiable(asked, zeroth_order.coordinate(5e-3))
@@ -152,6 +151,7 @@ def test_estimates_at_the_interface_give_the_gradient_of_backprop(images):
     assert error(gradient(mistaken, backprop(), denoiser, images)[0], exact) > 0.2
 
 
+@pytest.mark.slow
 def test_estimates_of_the_weights_give_the_gradient_of_backprop(images, denoiser, exact):
     found, _ = gradient(box(), zeroth_order.coordinate(2e-3, central=True), denoiser, images)
     assert cosine(found, exact) >= 0.99
@@ -207,7 +207,7 @@ def failing(example, after):
     return zeroth_order.black_box(Failing(example, after), (CLASSES,), batched=True)
 
 
-@pytest.mark.parametrize("where", ["interface", "weights"])
+@pytest.mark.parametrize("where", ["interface", pytest.param("weights", marks=pytest.mark.slow)])
 def test_an_example_without_answers_harms_no_other(images, denoiser, where):
     marked = marking(denoiser)
 
