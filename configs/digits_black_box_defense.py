@@ -7,7 +7,7 @@ Paper: Zhang, Yao, Jia, Yi, Hong, Chang and Liu, "How to Robustify Black-Box ML 
        are ours, sized for two cores.
 Command: jaxrobust train configs/digits_black_box_defense.py --method interface
 Expected: what python tests/benchmarks/black_box_defense.py RESULTS.jsonl prints for every method.
-Device: two CPU cores. Time: one to three minutes, of which certifying is a good part.
+Device: two CPU cores. Time: one to four minutes, of which certifying takes one.
 
 A query is one image that the classifier answers for. Every method may ask the same number of them in all; its steps are
 what they pay for. The classifier is scikit-learn's `StandardScaler` and `MLPClassifier` with 64 hidden units, behind a

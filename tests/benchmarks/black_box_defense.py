@@ -52,6 +52,8 @@ def run(row, seed, **flags):
 
     counted = dataclasses.replace(experiment, evaluate=evaluate)
     fitted = train.fit(counted, devices=jax.devices()[:1], stream=io.StringIO())
+    if not fitted.finished:
+        raise SystemExit(f"stopped in {row}, seed {seed}: the same command goes on with it from its first step")
     ((queries, seconds),) = asked
     last = [found for found in fitted.rows if "split" not in found][-1]
     return {
