@@ -4,7 +4,8 @@ Paper: Um, Brand, Fei, Holl and Thuerey, "Solver-in-the-Loop", NeurIPS 2020, htt
        derivatives of the solver: Chen et al., "DeepZero", ICLR 2024, https://arxiv.org/abs/2310.02025. The equation,
        the network (511 parameters) and the schedule are ours.
 Command: jaxrobust train configs/kuramoto_sivashinsky_correction.py --method zeroth_order
-Expected: see README.md for the mean absolute error of 40-step rollouts by method, means of three seeds.
+Expected: see README.md for the mean absolute error of 40-step rollouts by method, means of three seeds,
+          which are with --batch-size 4.
 Device: two CPU cores. Time: some minutes for zeroth_order, under one for the others.
 
 The solver is NumPy behind a callback, which nothing differentiates: 24 points on a domain of length 30, one step of

@@ -25,7 +25,7 @@ def rollout_error(solver: Callable[[PyTree], PyTree], *, batch_size: int = 16) -
     Returns:
       `(key, predict, source) -> Evaluated`, for a source of windows in order (`data.windows(..., shuffle=False)`); a
       window's length is the horizon. Its metrics are "rollout_loss", the mean absolute error over all steps, and
-      "final_loss", that of the last step; both are NaN where a rollout is not finite.
+      "final_loss", that of the last step; neither is finite where a rollout is not.
 
     Raises:
       ValueError: for a batch size below 1.

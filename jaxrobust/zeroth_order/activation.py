@@ -67,7 +67,7 @@ def activation(
       axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
         device, or where each device estimates for itself.
       chunk_bytes: bytes that the values of the queries of a chunk may take: fewer go side by side where a layer's are
-        large. None to go by `chunk_size` alone.
+        large. What a loop holds inside, and a second side, are not counted. None to go by `chunk_size` alone.
 
     Returns:
       An `Estimator` for functions that give `[batch]` losses. It makes one query for each unit of the chosen sites and

@@ -47,7 +47,7 @@ def coordinate(
       axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
         device, or where each device estimates for itself.
       chunk_bytes: bytes that the values of the queries of a chunk may take: fewer go side by side where a layer's are
-        large. None to go by `chunk_size` alone.
+        large. What a loop holds inside, and a second side, are not counted. None to go by `chunk_size` alone.
 
     Returns:
       An `Estimator` that makes d + 1 queries for d parameters (or d selected ones), 2 d + 1 with `central`, and ignores

@@ -138,7 +138,7 @@ def importance_selection(weights: Callable[[Params], PyTree], draws: int, key: K
             taken = max(1, round(draws * leaf.size / total)) if leaf.size else 0
             # A leaf without any weight, as biases that begin at 0, has all of its coordinates alike.
             flat = weight.reshape(-1).astype(jnp.float32)
-            shares = jnp.where(jnp.any(flat > 0), flat, 1.0)
+            shares = jnp.where(jnp.all(flat == 0), 1.0, flat)
             shares /= jnp.sum(shares)
             indices = jax.random.choice(jax.random.fold_in(drawn, number), leaf.size, (taken,), p=shares)
             found.append(Selected(indices.astype(jnp.int32), 1 / (taken * shares[indices])))
