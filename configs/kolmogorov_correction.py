@@ -4,8 +4,8 @@ Paper: Um, Brand, Fei, Holl and Thuerey, "Solver-in-the-Loop", NeurIPS 2020, htt
        derivatives of the solver: Chen et al., "DeepZero", ICLR 2024, https://arxiv.org/abs/2310.02025. The flow, the
        network (571 parameters) and the schedule are ours.
 Command: jaxrobust train configs/kolmogorov_correction.py --method first_order
-Expected: a mean absolute error of the vorticity in 20-step rollouts of 0.204, and 0.218 uncorrected, with --batch-size 2
-          --steps 100 and seed 0.
+Expected: a mean absolute error of the vorticity in 20-step rollouts of 0.204, and 0.218 uncorrected, with
+          --batch-size 2 --steps 100 and seed 0.
 Device: two CPU cores. Time: about a minute for first_order; zeroth_order asks 36,576 solver steps in an update.
 
 The solver is NumPy behind a callback, which nothing differentiates: the vorticity on 24 x 24 points, one step of order
