@@ -75,15 +75,14 @@ def experiment(
     asked, answers, estimator, cost = box, box, backprop(), 3
     if method in ("none", "first_order"):
         asked = lambda image: NETWORK.apply(params, {}, image[None], train=False)[0][0]  # noqa: E731 - as in NumPy.
-        cost = 4 + 2 * components
+        cost = 3 + 2 * components
     elif method == "interface":
         encode, decode = linear_autoencoder(images.train, components)
         inner = zeroth_order.differentiable(
             lambda code: box(decode(code)), zeroth_order.coordinate(smoothing, central=True)
         )
         asked, answers = (lambda image: inner(encode(image))), (lambda image: box(decode(encode(image))))
-        # The first value is asked once more on the way back.
-        cost += 1 + 2 * components
+        cost += 2 * components
     elif method == "random_directions":
         estimator, cost = zeroth_order.random_directions(directions, smoothing), cost + directions
     else:
@@ -146,7 +145,7 @@ def logits_of(params, images):
 
 
 def linear_autoencoder(source, components, count=2000):
-    """An image to its principal components, and back; those of the first training images."""
+    """An image to its principal components, and back; those of some training images."""
     state, rows = source.init(jax.random.key(0)), jnp.arange(min(count, source.size))
     pixels = np.asarray(source.batch(state, 0, rows, source.size).inputs).reshape(len(rows), -1)
     mean = pixels.mean(0)

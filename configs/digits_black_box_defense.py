@@ -118,8 +118,8 @@ def queries_of(method, model, directions, coordinates, central):
     if method == "sparse":
         share = share_of(model, coordinates)
         return 3 + sides * sum(max(1, round(share * size)) for size in sizes_of(model))
-    # The interface's first value is asked once more on the way back.
-    return 4 + sides * int(np.prod(SHAPE))
+    # A forward quotient asks for the interface's first value once more, on the way back.
+    return 3 + sides * int(np.prod(SHAPE)) + (not central)
 
 
 def share_of(model, coordinates):

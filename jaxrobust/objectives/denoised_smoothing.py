@@ -33,7 +33,8 @@ class Prepared(NamedTuple):
       target: `[batch]` int32, the class of the clean image.
       answered: `[batch]`, whether the classifier answered for the clean image and for the denoised one.
       stability: `[batch]`, the cross-entropy at the step's first parameters; it stands in where a later query of an
-        example has no answer, so that the example does not move the estimate; 0 where it never has.
+        example has no answer, so that the example does not move a forward quotient (a central one it moves by the half
+        that was answered); 0 where it never has.
     """
 
     noise: Array
