@@ -71,6 +71,8 @@ def experiment(
       seed: seed of parameters, data order, noise and directions.
       learning_rate: the first of Adam's cosine schedule; by default the best of a grid on held-out examples.
     """
+    if central and method not in ("interface", "sparse"):
+        raise ValueError(f"central is for the methods interface and sparse, got {method}: leave it out")
     rate = RATES[method] if learning_rate is None else learning_rate
     fitted, certified_on = splits_of(held_out)
     model, key = models.dense_denoiser((32,)), train.keys_of_run(seed).steps

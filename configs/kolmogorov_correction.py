@@ -49,9 +49,11 @@ def experiment(
       learning_rate: the peak of Adam's cosine schedule.
       smoothing: of difference quotients, in weights or in numbers of the state.
       central: whether quotients are central. Forward ones have a bias that outweighs the gradient near a minimum.
-      exponax: whether "first_order" differentiates exponax's solver (extra `pde`) and not ours.
+      exponax: whether "first_order" differentiates exponax's solver (extra `pde`) and not ours; ours is evaluated.
       horizon: steps of a test rollout.
     """
+    if exponax and method != "first_order":
+        raise ValueError(f"exponax is for the method first_order, got {method}: leave it out")
     solver = solver_for(method, smoothing, central, exponax)
     estimator = zeroth_order.coordinate(smoothing, central) if method == "zeroth_order" else backprop()
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
@@ -63,7 +65,7 @@ def experiment(
         objective=objectives.solver_in_the_loop(solver, supervised=method in ("none", "supervised")),
         gradient=estimator,
         optimizer=optax.set_to_zero() if method == "none" else adam,
-        evaluate=solvers.rollout_error(solver),
+        evaluate=solvers.rollout_error(coarse() if exponax else solver),
         steps=1 if method == "none" else steps,
         batch_size=batch_size,
         seed=seed,

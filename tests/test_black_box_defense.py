@@ -57,6 +57,11 @@ def test_a_budget_that_pays_for_no_step_is_refused():
         DIGITS(queries=100)
 
 
+def test_central_quotients_of_directions_are_refused():
+    with pytest.raises(ValueError, match="central is for the methods interface and sparse, got random_directions"):
+        DIGITS(method="random_directions", central=True)
+
+
 def test_the_digits_copy_answers_as_its_box():
     images = jax.random.uniform(jax.random.key(0), (20, 8, 8, 1))
     box, copied, frozen = (DIGITS.__globals__[name] for name in ("black_box", "copied", "frozen"))

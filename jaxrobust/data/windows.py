@@ -74,7 +74,9 @@ def windows(trajectories: PyTree, steps: int, *, stride: int = 1, shuffle: bool 
         inputs, targets = jax.tree.transpose(jax.tree.structure(trajectories), jax.tree.structure((0, 0)), pairs)
         return Batch(inputs, targets, index, weight)
 
-    fingerprint = fingerprint_of(f"windows {steps} {stride}", *jax.tree.leaves(trajectories))
+    fingerprint = fingerprint_of(
+        f"windows {steps} {stride} {jax.tree.structure(trajectories)}", *jax.tree.leaves(trajectories)
+    )
     return Source(init, batch, count * each, fingerprint)
 
 

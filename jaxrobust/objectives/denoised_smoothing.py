@@ -55,11 +55,12 @@ def denoised_smoothing(classifier: Classifier, sigma: float = 0.25, *, stability
       classifier: f, of ONE image; it is mapped over the batch, and a `black_box` then answers for all in one call. A
         step asks it twice for each example before the losses, and once in each evaluation of them.
       sigma: deviation of the noise, in the images' units; that of the certificates to come.
-      stability: gamma, not negative; 0 trains the denoiser by itself.
+      stability: gamma, not negative; 0 trains the denoiser by itself, and the classifier is never asked.
 
     Returns:
       The objective, for a model from images to images. Its metrics are "denoising_error", the squared error of an
-      image, "agreement", whether the denoised image has the clean one's class, and "answered".
+      image, and, where the classifier is asked, "agreement", whether the denoised image has the clean one's class, and
+      "answered".
 
     Raises:
       ValueError: for a sigma that is not positive, or a negative weight.
@@ -91,6 +92,9 @@ def denoised_smoothing(classifier: Classifier, sigma: float = 0.25, *, stability
         noise = sigma * jax.vmap(lambda key, image: jax.random.normal(key, image.shape, image.dtype))(
             keys, batch.inputs
         )
+        if not stability:
+            nothing = jnp.zeros(len(noise))
+            return Prepared(noise, nothing.astype(jnp.int32), nothing > 0, nothing)
         clean = jax.vmap(classifier)(batch.inputs)
         denoised, _ = model.apply(params, state, batch.inputs + noise, train=True)
         target = jnp.argmax(clean, -1)
@@ -104,6 +108,8 @@ def denoised_smoothing(classifier: Classifier, sigma: float = 0.25, *, stability
         del keys
         denoised, state = model.apply(params, state, batch.inputs + prepared.noise, train=True)
         errors = jnp.sum(((denoised - batch.inputs) ** 2).reshape(len(denoised), -1), -1)
+        if not stability:
+            return errors, (state, {"denoising_error": errors})
         logits = jax.vmap(classifier)(denoised)
         found, answered = _cross_entropy(logits, prepared.target)
         answered &= prepared.answered

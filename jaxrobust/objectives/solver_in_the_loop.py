@@ -91,33 +91,6 @@ def solver_in_the_loop(solver: Solver, *, supervised: bool = False) -> Objective
     return Objective(prepare, losses)
 
 
-def corrected_steps(solver: Solver, correct: Callable[[PyTree], PyTree], start: PyTree, steps: int) -> PyTree:
-    """A corrected solver, left to itself.
-
-    Args:
-      solver: P, of ONE state.
-      correct: C, of a batch of solved states `[batch, ...]`.
-      start: states `[batch, ...]`.
-      steps: how many.
-
-    Returns:
-      The states after each step, `[batch, step, ...]`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> corrected_steps(lambda state: 2 * state, lambda solved: solved + 1, jnp.ones((1, 1)), 2).tolist()
-      [[[5.0], [21.0]]]
-    """
-
-    def move(current: PyTree, _: None) -> tuple[PyTree, PyTree]:
-        solved = jax.vmap(solver)(current)
-        found = jax.tree.map(jnp.add, solved, correct(solved))
-        return found, found
-
-    _, states = jax.lax.scan(move, start, length=steps)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), states)
-
-
 def _squared_error(found: PyTree, reference: PyTree) -> Array:
     """Mean over the numbers of a state, `[batch]`."""
     squares = jax.tree.map(lambda one, two: ((one - two) ** 2).reshape(len(one), -1), found, reference)

@@ -90,6 +90,11 @@ def _page(run: Run) -> dict[str, Any]:
 
 def _sentence(run: Run) -> str:
     found = result(run.rows)
+    measured = [row for row in run.rows if "split" in row]
+    if found is None and measured:
+        last = measured[-1]
+        told = [f"{label(name)} {number(value)}" for name, value in last.items() if name != "step" and is_number(value)]
+        return f"After {number(last['step'])} steps: {', '.join(told)} on the {last['split']} examples."
     if found is None:
         return f"{len(run.rows):,} rows and no accuracy measured yet." if run.rows else "Nothing measured yet."
     examples = "the last training batch" if found.split == "training" else f"the {found.split} examples"

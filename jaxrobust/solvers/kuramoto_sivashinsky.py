@@ -8,6 +8,8 @@ by Fourier modes (the square without aliases, by the two-thirds rule), time by `
 
 from collections.abc import Callable
 
+import numpy as np
+
 from jaxrobust.solvers.exponential import exponential_step
 from jaxrobust.solvers.periodic import Field, Periodic, Spectrum, constant
 
@@ -20,7 +22,7 @@ def kuramoto_sivashinsky(
     .. math:: \hat u_t = (k^2 - k^4) \hat u - \tfrac{i k}{2} \widehat{u^2}
 
     Args:
-      points: of the grid, even.
+      points: of the grid, even; more than 3 L / 2 pi, so that steepening reaches every wave that grows.
       length: L of the domain. The number of growing waves is about L / 2 pi.
       dt: time of one call, positive.
       order: of the rule in time: 1, 2 or 4.
@@ -45,6 +47,11 @@ def kuramoto_sivashinsky(
     """
     grid = Periodic(points, length)
     (k,), kept = grid.wavenumbers, grid.kept
+    if (growing := (k > 0) & (k < 1) & (kept == 0)).any():
+        raise ValueError(
+            f"points must be more than 3 length / 2 pi, {1.5 * length / np.pi:.1f}, got {points}: a wave that grows, "
+            f"{np.argmax(growing)} on the domain, would not be kept in products, and nothing would stop it"
+        )
     slope = -0.5j * k * kept
 
     def nonlinear(modes: Spectrum) -> Spectrum:

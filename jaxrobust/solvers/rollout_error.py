@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.objectives.solver_in_the_loop import corrected_steps
+from jaxrobust.objectives.solver_in_the_loop import Solver
 from jaxrobust.typing import Array, Evaluated, Evaluation, Key, Predict, PyTree, Source
 
 
-def rollout_error(solver: Callable[[PyTree], PyTree], *, batch_size: int = 16) -> Evaluation:
+def rollout_error(solver: Solver, *, batch_size: int = 16) -> Evaluation:
     """Build an evaluation of rollouts, each from the first state of its window alone.
 
     Args:
@@ -57,3 +57,30 @@ def rollout_error(solver: Callable[[PyTree], PyTree], *, batch_size: int = 16) -
         return Evaluated({"rollout_loss": float(by_step.mean()), "final_loss": float(by_step[-1])}, {}, None)
 
     return evaluate
+
+
+def corrected_steps(solver: Solver, correct: Callable[[PyTree], PyTree], start: PyTree, steps: int) -> PyTree:
+    """A corrected solver, left to itself.
+
+    Args:
+      solver: P, of ONE state.
+      correct: C, of a batch of solved states `[batch, ...]`.
+      start: states `[batch, ...]`.
+      steps: how many.
+
+    Returns:
+      The states after each step, `[batch, step, ...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> corrected_steps(lambda state: 2 * state, lambda solved: solved + 1, jnp.ones((1, 1)), 2).tolist()
+      [[[5.0], [21.0]]]
+    """
+
+    def move(current: PyTree, _: None) -> tuple[PyTree, PyTree]:
+        solved = jax.vmap(solver)(current)
+        found = jax.tree.map(jnp.add, solved, correct(solved))
+        return found, found
+
+    _, states = jax.lax.scan(move, start, length=steps)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), states)

@@ -1,9 +1,11 @@
 """Queries side by side: in chunks on one device, and split over the devices of a mapped axis."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from jaxrobust.aggregation import axes
 from jaxrobust.sites import Place, Program
@@ -61,7 +63,7 @@ def within(
 def query_bytes(program: Program, values: Mapping[Place, Array], place: Place) -> int:
     """Bytes that the values of one query take at their peak: of all that depends on what is moved, while it is read.
 
-    A compiler that joins operations needs less.
+    A compiler that joins operations needs less. Of a loop or a branch that is reached, all that one turn holds counts.
 
     Args:
       program: the function's equations.
@@ -87,6 +89,39 @@ def query_bytes(program: Program, values: Mapping[Place, Array], place: Place) -
     held, most = {place}, 1
     for turn, equation in enumerate(reached):
         held.update(equation.outputs)
-        most = max(most, sum(values[each].size * values[each].dtype.itemsize for each in held))
+        most = max(
+            most, _inside(equation.options) + sum(values[each].size * values[each].dtype.itemsize for each in held)
+        )
         held = {each for each in held if last.get(each, turn) > turn}
     return most
+
+
+_NESTED = (core.Jaxpr, core.ClosedJaxpr)
+
+
+def _inside(options: Mapping[str, Any]) -> int:
+    """Bytes at the peak of what is nested in an equation: the body of a loop, or the largest of the branches."""
+    nested = jax.tree.leaves(options, is_leaf=lambda value: isinstance(value, _NESTED))
+    return max((_peak(each) for each in nested if isinstance(each, _NESTED)), default=0)
+
+
+def _peak(body: core.Jaxpr | core.ClosedJaxpr) -> int:
+    """Bytes that the values which a jaxpr makes take at their peak; its inputs are others' values."""
+    jaxpr = body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
+    last = {read: turn for turn, equation in enumerate(jaxpr.eqns) for read in equation.invars if _is_variable(read)}
+    last |= {read: len(jaxpr.eqns) for read in jaxpr.outvars if _is_variable(read)}
+    held: set[core.Var] = set()
+    most = 0
+    for turn, equation in enumerate(jaxpr.eqns):
+        held.update(equation.outvars)
+        most = max(most, _inside(equation.params) + sum(map(_size, held)))
+        held = {each for each in held if last.get(each, turn) > turn}
+    return most
+
+
+def _size(variable: Any) -> int:
+    return variable.aval.size * variable.aval.dtype.itemsize
+
+
+def _is_variable(read: Any) -> bool:
+    return isinstance(read, core.Var)

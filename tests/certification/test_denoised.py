@@ -31,10 +31,10 @@ def test_a_composition_by_hand_has_the_radius_of_the_composition():
     logits_fn = certification.denoised(FIRST, score)
     np.testing.assert_allclose(logits_fn(image[None]), [[-1.2, 1.2]], rtol=1e-6)
     found = certification.certify(KEY, logits_fn, image, samples=5_000)
-    alone = certification.certify(KEY, jax.vmap(score), image, samples=5_000)
+    alone = certification.certify(KEY, jax.vmap(score), image, samples=20_000)
     assert (found.label, alone.label) == (1, 1)
     assert 0.36 < found.radius <= 0.4
-    assert 0.055 < alone.radius <= 0.08
+    assert 0.07 < alone.radius <= 0.08
     # Denoising the image and not its noisy copies is another classifier.
     wrong = certification.certify(KEY, jax.vmap(score), FIRST(image), samples=5_000)
     assert wrong.radius < 0.3

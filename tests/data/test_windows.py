@@ -63,8 +63,10 @@ def test_the_fingerprint_tells_windows_apart():
         data.windows(RUNS, 3).fingerprint,
         data.windows(RUNS, 2, stride=2).fingerprint,
         data.windows(RUNS + 1, 2).fingerprint,
+        data.windows({"u": RUNS}, 2).fingerprint,
+        data.windows({"v": RUNS}, 2).fingerprint,
     }
-    assert len(prints) == 4
+    assert len(prints) == 6
     assert data.windows(RUNS.copy(), 2).fingerprint in prints
 
 

@@ -126,6 +126,16 @@ def test_the_loss_is_linear_in_the_weight_of_stability(images):
     np.testing.assert_allclose(found[2] - found[0], 3 * (found[1] - found[0]), rtol=1e-3)
 
 
+@pytest.mark.parametrize(("stability", "asked"), [(0.0, 0), (1.0, 3 * BATCH)])
+def test_a_classifier_without_weight_is_not_asked(images, stability, asked):
+    answering = box()
+    objective = objectives.denoised_smoothing(answering, stability=stability)
+    prepared = objective.prepare(KEYS, scale(), 1.0, {}, images)
+    _, (_, metrics) = objective.losses(prepared, KEYS, scale(), 1.0, {}, images)
+    np.testing.assert_allclose(metrics["denoising_error"], jnp.sum(prepared.noise**2, (1, 2, 3)), rtol=1e-4)
+    assert (answering.queries, "agreement" in metrics) == (asked, asked > 0)
+
+
 def averaged(estimator):
     """A mistake of released code: a mean over coordinates in place of their sum."""
 

@@ -221,6 +221,7 @@ def test_the_quotients_near_zero_keep_their_digits():
         (lambda: kuramoto_sivashinsky(dt=0.0), "dt must be positive, got 0.0"),
         (lambda: kuramoto_sivashinsky(order=3), "order must be 1, 2 or 4, got 3"),
         (lambda: kuramoto_sivashinsky(substeps=0), "substeps must be positive, got 0"),
+        (lambda: solvers.kuramoto_sivashinsky(12, 30.0), "points must be more than 3 length / 2 pi, 14.3, got 12"),
         (lambda: solvers.kolmogorov(viscosity=0.0), "viscosity must be positive, got 0.0"),
         (lambda: solvers.kolmogorov(drag=-0.1), "drag must not be negative, got -0.1"),
         (lambda: solvers.kolmogorov(12, mode=4), r"mode must lie in \[1, 4.0\), a third of the points, got 4"),

@@ -13,7 +13,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust.aggregation import collectives
+from jaxrobust.sites import trace
 from jaxrobust.zeroth_order import activation, coordinate, uniform_selection
+from jaxrobust.zeroth_order.queries import query_bytes
 
 SCRIPT = Path(__file__).with_name("shared_queries.py")
 
@@ -106,6 +108,23 @@ def test_two_processes_share_the_queries_of_one_device():
         for leaf, values in gradient.items():
             np.testing.assert_allclose(first[name][leaf], values, atol=3e-3 if name != "activation" else 3e-4)
             assert np.abs(values).max() > 0.05
+
+
+def test_what_a_loop_holds_counts():
+    def looped(turns, wide):
+        def body(carry, _):
+            return jnp.sum(jnp.outer(carry, jnp.ones(wide)), axis=1), None
+
+        return trace(lambda w: jnp.sum(jax.lax.scan(body, w, length=turns)[0]), jnp.zeros(3))
+
+    def found(turns, wide):
+        program = looped(turns, wide)
+        return query_bytes(program, program.evaluate([jnp.zeros(3)]), program.leaves[0])
+
+    # w, what the loop gives, and the largest two of what a turn makes.
+    assert 4 * 3 * 1000 <= found(2, 1000) <= 4 * (2 * 3 * 1000 + 20)
+    # The turns come one after the other.
+    assert found(2, 1000) == found(50, 1000) > 90 * found(2, 1)
 
 
 def test_a_chunk_keeps_within_its_bytes():
