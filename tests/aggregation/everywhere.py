@@ -1,19 +1,21 @@
 """A table of codecs and rules over simulated workers, on whatever devices this process has: run by test_everywhere.
 
-    python everywhere.py WAY [all | PROCESS PORT]
+    python everywhere.py WAY [PROCESS PORT] [all]
+    python everywhere.py compare ONE.json OTHER.json ...
 
 WAY is vmap, pmap, shard_map, nested (two workers on each of two devices), or processes (two of two devices). It prints
 a row for each pair: a digest of the packed codes, the levels and the result. With "all" these are all pairs, else every
-codec with the median and every rule with one codec.
+codec with the median and every rule with one codec. "compare" says how far such tables are from the first one.
 """
 
 import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 
 WAY = sys.argv[1]
-COUNT = {"vmap": 1, "pmap": 4, "shard_map": 4, "nested": 2, "processes": 2}[WAY]
+COUNT = {"vmap": 1, "pmap": 4, "shard_map": 4, "nested": 2, "processes": 2, "compare": 1}[WAY]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What compiles faster is inherited from the tests.
 FLAGS = f"--xla_force_host_platform_device_count={COUNT} --xla_backend_optimization_level=0"
@@ -154,13 +156,37 @@ def row(codec, rule):
     }
 
 
+def compare(first, *others):
+    """Print the pairs whose codes are equal bit for bit, and the largest differences of levels and results."""
+    expected = json.loads(Path(first).read_text())
+    for path in others:
+        found = json.loads(Path(path).read_text())
+        assert found.keys() == expected.keys(), "other pairs"
+        equal = sum(found[pair]["codes"] == expected[pair]["codes"] for pair in found)
+        apart = {"levels": 0.0, "result": 0.0}
+        for pair in found:
+            for name in apart:
+                one, two = (
+                    np.concatenate([np.ravel(part) for part in rows[pair][name]] or [np.zeros(1)])
+                    for rows in (expected, found)
+                )
+                apart[name] = max(apart[name], np.max(np.abs(one - two)) / max(np.max(np.abs(one)), 1e-30))
+        print(
+            f"{path}: codes of {equal} of {len(found)} pairs equal; relative to the largest number, levels are within "
+            f"{apart['levels']:.1e}, results within {apart['result']:.1e}"
+        )
+
+
 def main():
     """Print every pair's row."""
+    if WAY == "compare":
+        compare(*sys.argv[2:])
+        return
     if WAY == "processes":
         process, port = int(sys.argv[2]), sys.argv[3]
         jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
     pairs = [(c, "median") for c in CODECS] + [("qsgd_inf", r) for r in RULES if r != "median"]
-    if sys.argv[2:] == ["all"]:
+    if sys.argv[-1] == "all":
         pairs = [(c, r) for c in CODECS for r in RULES]
     text = json.dumps({f"{c} x {r}": row(CODECS[c], RULES[r]) for c, r in pairs})
     print(text if jax.process_index() == 0 else hashlib.sha256(text.encode()).hexdigest())

@@ -49,6 +49,7 @@ def uniform_lanes(key: Key, buckets: int, columns: int, first: int | Array = 0) 
     return [_unit(word) for word in words]
 
 
+@jax.jit
 def threefry(first_key: Array, second_key: Array, first: Array, second: Array) -> tuple[Array, Array]:
     """Threefry-2x32 with 20 rounds: pairs of words to pairs of words, one to one for every key.
 

@@ -23,8 +23,8 @@ from jaxrobust.aggregation.packing import join, pack, split, unpack
 from jaxrobust.geometry import Geometry
 from jaxrobust.typing import Array, Key
 
-# Coordinates that are rounded at a time where there are more than LONG.
-BLOCK, LONG = 2**24, 2**26
+# Coordinates that are rounded at a time where there are more than LONG; up to SHORT, filling up costs nothing.
+BLOCK, LONG, SHORT = 2**24, 2**26, 2**16
 
 
 class Quantized(NamedTuple):
@@ -64,19 +64,22 @@ def quantize(
     """
     # A very long vector goes block by block: between it and its codes lie some copies of a block alone. The ragged end
     # goes by itself: padding all of a long vector costs more than rounding it.
-    whole, block = x.size // bucket_size, max(1, BLOCK // bucket_size)
+    every, block = -(-x.size // bucket_size), max(1, BLOCK // bucket_size)
+    whole = every if x.size <= SHORT else x.size // bucket_size
     blocks = whole // block if whole > LONG // bucket_size else 0
     parts = [
         (first, x[first * bucket_size : last * bucket_size])
-        for first, last in ((blocks * block, whole), (whole, -(-x.size // bucket_size)))
+        for first, last in ((blocks * block, whole), (whole, every))
     ]
+    # One function of all lanes: it is traced and lowered once.
+    one_lane = jax.jit(rounding)
 
     def rounded(first: int | Array, part: Array) -> Quantized:
         buckets = bucketed(part, bucket_size)
         scale = norms(buckets, exponent)
         lanes = split(normalized(buckets, scale), 8)
         draws = uniform_lanes(key, *lanes[0].shape, first=first)
-        codes = join([rounding(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
+        codes = join([one_lane(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
         return Quantized(pack(codes, bits), scale)
 
     def rounded_block(number: Array) -> Quantized:
