@@ -12,6 +12,7 @@ prints the length of the gradient along a run on two convex problems: least squa
 parameters, and the digits' logistic regression, whose workers do not.
 """
 
+import functools
 import os
 import sys
 import time
@@ -167,29 +168,37 @@ def convex(steps="20000"):
     marks = [int(steps) // 100, int(steps) // 10, int(steps)]
     rule = rules.mixtailor(rules.mixtailor_pool(FAULTY))
     print(f"problem | data alike | attack | gradient's length after {', '.join(map(str, marks))} steps over the first")
+    # The pool of 64 rules is compiled once, for all problems and attacks.
+    join = jax.jit(lambda key, rows: aggregate(rule, rows, key=key))
+    forge = {attack: jax.jit(functools.partial(forged, attack)) for attack in ATTACKS}
+
+    @jax.jit
+    def split(number):
+        return jax.random.split(jax.random.fold_in(jax.random.key(3), number))
+
     for problem, rate in ((least_squares, 0.05), (logistic_regression, 0.5)):
         for alike in (True, False):
             start, loss, inputs, targets = problem(alike)
 
+            @jax.jit
             def whole(params, loss=loss, inputs=inputs, targets=targets):
                 # The honest workers' examples: what the others hold is never seen.
                 return jnp.mean(jax.vmap(jax.grad(loss), (None, 0, 0))(params, inputs, targets)[FAULTY:], axis=0)
 
+            @jax.jit
+            def gradients(draw, params, loss=loss, inputs=inputs, targets=targets):
+                taken = jax.random.randint(draw, (WORKERS, 16), 0, inputs.shape[1])
+                pick = jax.vmap(lambda rows, at: rows[at])
+                return jax.vmap(jax.grad(loss), (None, 0, 0))(params, pick(inputs, taken), pick(targets, taken))
+
             for attack in ATTACKS:
-
-                def step(number, params, attack=attack, loss=loss, inputs=inputs, targets=targets, rate=rate):
-                    draw, key = jax.random.split(jax.random.fold_in(jax.random.key(3), number))
-                    taken = jax.random.randint(draw, (WORKERS, 16), 0, inputs.shape[1])
-                    pick = jax.vmap(lambda rows, at: rows[at])
-                    own = jax.vmap(jax.grad(loss), (None, 0, 0))(params, pick(inputs, taken), pick(targets, taken))
-                    joined = aggregate(rule, forged(attack, key, own), key=key)
-                    return params - rate / jnp.sqrt(1 + number / 100) * joined
-
-                run = jax.jit(lambda first, last, params, step=step: jax.lax.fori_loop(first, last, step, params))
-                params, done, found = start, 0, []
-                for mark in marks:
-                    params, done = run(done, mark, params), mark
-                    found.append(float(jnp.linalg.norm(whole(params)) / jnp.linalg.norm(whole(start))))
+                params, found = start, []
+                for number in range(marks[-1]):
+                    draw, key = split(number)
+                    joined = join(key, forge[attack](key, gradients(draw, params)))
+                    params = params - rate / np.sqrt(1 + number / 100) * joined
+                    if number + 1 in marks:
+                        found.append(float(jnp.linalg.norm(whole(params)) / jnp.linalg.norm(whole(start))))
                 lengths = ", ".join(f"{value:.2g}" for value in found)
                 print(f"{problem.__name__} | {alike} | {attack} | {lengths}", flush=True)
 

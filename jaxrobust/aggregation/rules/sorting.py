@@ -125,6 +125,7 @@ def by_itself(join: Callable[..., tuple[Array, ...]], alive: Array, *arrays: Arr
       [2.0, 3.0]
     """
     arrays = jax.lax.stop_gradient(arrays)
+    join = jax.jit(join)  # Traced once, for its shapes and for the loop.
     turns = jnp.minimum(jnp.sum(alive, dtype=jnp.int32), 1)
     zeros = tuple(jnp.zeros(found.shape, found.dtype) for found in jax.eval_shape(join, *arrays))
     _, found = jax.lax.while_loop(
