@@ -5,7 +5,7 @@ Paper: Faghri, Tabrizian, Markov, Alistarh, Roy and Ramezani-Kebrya, "Adaptive G
        Roy, "NUQSGD", JMLR 22, https://jmlr.org/papers/v22/20-255.html, 2021. Workers and bits are theirs; the network
        and the length are ours, sized for two cores.
 Command: jaxrobust train configs/cifar10_quantized.py --data-dir DIRECTORY --scheme alq --bits 3
-Expected: what python tests/benchmarks/quantized_training.py DIRECTORY RESULTS.jsonl prints for every scheme.
+Expected: what python tests/benchmarks/quantized_training.py DIRECTORY RESULTS.jsonl, then table RESULTS.jsonl, prints.
 Device: two CPU cores. Time: three to six minutes beside other work.
 """
 

@@ -4,7 +4,7 @@ Paper: Ramezani-Kebrya, Tabrizian, Faghri and Popovski, "MixTailor: Mixed Gradie
        Against Tailored Attacks", TMLR 2022, https://arxiv.org/abs/2207.07941. Workers, faulty ones and the two tailored
        attacks are theirs; the network and the length are ours, sized for two cores.
 Command: jaxrobust train configs/mnist_mixtailor.py --data-dir DIRECTORY --rule krum --attack small_epsilon
-Expected: what python tests/benchmarks/mixtailor.py [DIRECTORY] prints for every rule against every attack.
+Expected: what python tests/benchmarks/mixtailor.py table [DIRECTORY] prints for every rule against every attack.
 Device: two CPU cores. Time: half a minute; MixTailor's pool of 64 rules compiles for another.
 """
 

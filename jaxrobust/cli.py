@@ -160,6 +160,10 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     # A configuration's own flag of the same name is meant.
     for name in [name for name in reduction if name in inspect.signature(function).parameters]:
         rest = [*rest, f"--{name}", str(reduction.pop(name))]
+    own = [name for name in REDUCTION if name in inspect.signature(function).parameters]
+    if own and reduction:
+        theirs, left = (", ".join(f"--{name}" for name in names) for names in (own, reduction))
+        return _complain(f"{options.config} reduces gradients by its own {theirs}: leave out {left}")
     given, message = _flags(function, rest, options.config)
     if given is None:
         return _complain(message)

@@ -302,6 +302,15 @@ def test_a_configurations_own_flag_of_the_same_name_is_meant(tmp_path):
     assert (kept["arguments"]["rule"], kept["arguments"]["workers"]) == ("krum", 16)
 
 
+def test_a_flag_that_would_replace_a_configurations_own_reduction_is_refused(capsys, tmp_path):
+    config = Path(__file__).parents[1] / "configs" / "mnist_mixtailor.py"
+    words = ["train", str(config), "--run", str(tmp_path / "run"), "--rule", "krum", "--attack", "small_epsilon"]
+    said = refused(capsys, *words, "--codec", "alq:3")
+    assert "reduces gradients by its own" in said
+    assert "leave out --codec" in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_pod_of_hosts_that_lie_trains_and_is_evaluated_on_fewer_devices(capsys, tmp_path):
     """Eight hosts of one device: blank images with a bright square where the class says."""

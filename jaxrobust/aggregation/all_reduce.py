@@ -87,7 +87,7 @@ class ReduceState(NamedTuple):
 
     Attributes:
       shared: a `Shared`, equal by value on all workers.
-      own: an `Own`.
+      own: an `Own`. Under `shard_map` it is not replicated: the workers' states lie along the mapped axis.
     """
 
     shared: Any
@@ -124,6 +124,13 @@ class Reduction(optax.GradientTransformationExtraArgs):
         self.combine, self.axis, self.averages, self.inner = combine, axis, averages, inner
         return self
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.init, self.update, self.combine, self.axis, self.averages, self.inner
+
+    def _replace(self, **changes: Any) -> "Reduction":
+        names = ("init", "update", "combine", "axis", "averages", "inner")
+        return Reduction(**{**dict(zip(names, self.__getnewargs__(), strict=True)), **changes})
+
 
 def all_reduce(
     axis_name: AxisName,
@@ -152,7 +159,7 @@ def all_reduce(
       broadcast_codec: Q_2, how the result travels back. Published runs send it as it is, in 32 bits; its error is not
         divided by n, so spend bits on it: 8 where the codec has 4.
         A slice is filled up to whole buckets: take buckets below the gradient's length over n.
-      key: equal on all workers; needed by codecs that round and by rules that draw.
+      key: equal on all workers; needed by every codec but float32, and by rules that draw.
       workers: n, needed before the first step by what remembers columns: a rule such as `centered_clipping`, error
         feedback in the second hop.
       inner_axis: the mapped axis inside `axis_name` of the workers of one group, who average exactly; a rule then joins
@@ -164,20 +171,23 @@ def all_reduce(
       leaves nobody out: with one gradient that is not finite, neither is the mean.
 
     Raises:
-      ValueError: for a codec without a key, a memory of columns without the number of workers, inner workers without
-        their axis, or in the first step for another number than an axis has.
+      ValueError: for a codec other than float32 without a key, a memory of columns without the number of workers, or
+        inner workers without their axis; in the first step, for a rule that draws without a key, or another number of
+        workers than an axis has.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxrobust.aggregation import rules
       >>> reduce = all_reduce("data", rule=rules.median())
-      >>> gradients, state = jnp.array([1.0, 2.0, 100.0]), reduce.init(jnp.array(0.0))
-      >>> reduced, _ = jax.vmap(reduce.update, in_axes=(0, None), axis_name="data")(gradients, state)
+      >>> gradients = jnp.array([1.0, 2.0, 100.0])
+      >>> state = jax.vmap(reduce.init)(gradients)  # one for each worker
+      >>> for _ in range(2):
+      ...     reduced, state = jax.vmap(reduce.update, axis_name="data")(gradients, state)
       >>> reduced.tolist()
       [2.0, 2.0, 2.0]
     """
     if key is None and (codec != _FLOAT32 or broadcast_codec != _FLOAT32):
-        raise ValueError("key must be given for a codec that rounds, got None: pass jax.random.key(0)")
+        raise ValueError("key must be given for a codec other than float32, got None: pass jax.random.key(0)")
     remembers = {"rule": rule.init(2, 2), "broadcast_codec": broadcast_codec.init(2)[1]}
     for name, memory in remembers.items():
         if workers is None and jax.tree.leaves(memory):
@@ -241,9 +251,10 @@ def all_reduce(
             joined = axes.gather(joined, inner_axis).reshape(-1)[: whole.size]
 
         fingerprint = _fingerprint(vector)
-        repeated = axes.gather(fingerprint == own.fingerprint, axis_name).astype(jnp.int32)
-        # A group lags where all of its slices do.
-        stale = (axes.total(repeated, every) == total) & (shared.count > 0)
+        said = axes.gather(jnp.stack([fingerprint == own.fingerprint, fingerprint != 0]), axis_name)
+        # A group lags where all of its slices do; zeros once more are no gradient that is late.
+        votes = jnp.where(said[:, 0], said[:, 1].astype(jnp.int32), -total)
+        stale = (axes.total(votes, every) > 0) & (shared.count > 0)
         shared = Shared(
             count=shared.count + 1,
             codec=levels,

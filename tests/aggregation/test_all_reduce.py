@@ -1,5 +1,6 @@
 """All-reduce: the same under every kind of mapped axis, and nothing but the mean where the mean is asked for."""
 
+import copy
 import functools
 
 import jax
@@ -238,6 +239,36 @@ def test_memories_are_each_workers_own_and_the_rest_is_shared():
     assert state.own.rule.tolist() == [3.0] * WORKERS
 
 
+def test_the_second_hop_adapts_and_remembers():
+    reduce = all_reduce("data", rule=rules.median(), broadcast_codec=remembering(), key=KEY, workers=WORKERS)
+    rows = gradients()["b"]
+    state = stacked(reduce.init(rows[0]))
+    step = jax.jit(jax.vmap(reduce.update, axis_name="data"))
+    first, state = step(rows, state)
+    middle = jnp.median(rows, axis=0)
+    level = jnp.max(jnp.abs(middle)) / 4
+    np.testing.assert_allclose(state.shared.broadcast, [level] * WORKERS, rtol=1e-6)
+    expected = level * jnp.round(middle / level)
+    np.testing.assert_allclose(first[0], expected, atol=1e-6)
+    memory = middle - expected
+    np.testing.assert_allclose(state.own.broadcast.reshape(-1)[: memory.size], memory, atol=1e-6)
+    second, _ = step(rows, state)
+    np.testing.assert_allclose(second[0], level * jnp.round((middle + memory) / level), atol=1e-5)
+    # The control: what is remembered changes the next result.
+    assert not np.allclose(second[0], first[0])
+
+
+def test_a_reduction_is_copied_and_changed_like_any_transformation():
+    reduce = all_reduce("data", rule=rules.median())
+    rows, other = jnp.arange(8.0), reduce._replace(init=reduce.init)
+    for alike in (copy.copy(reduce), copy.deepcopy(reduce), other):
+        assert (alike.axis, alike.averages, alike.inner) == (reduce.axis, reduce.averages, reduce.inner)
+        reduced, _ = jax.vmap(alike.update, (0, None), axis_name="data")(rows, alike.init(rows[0]))
+        np.testing.assert_allclose(reduced, jnp.full(8, 3.5))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'rule'"):
+        reduce._replace(rule=None)
+
+
 def test_second_hop_is_rounded_slice_by_slice_and_read_alike():
     reduced, _ = run_shard_map(rule=rules.median(), broadcast_codec=QSGD)
     plain = np.pad(by_hand(codecs.float32(), rules.median()), (0, 5)).reshape(WORKERS, 3)
@@ -285,7 +316,7 @@ def test_it_is_an_optax_transformation():
 
 
 def test_a_rounding_codec_needs_a_key():
-    with pytest.raises(ValueError, match="key must be given for a codec that rounds, got None"):
+    with pytest.raises(ValueError, match="key must be given for a codec other than float32, got None"):
         all_reduce("data", codec=QSGD)
     with pytest.raises(ValueError, match="key must be given"):
         all_reduce("data", broadcast_codec=QSGD)

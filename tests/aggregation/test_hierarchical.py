@@ -108,6 +108,18 @@ def test_a_hostile_worker_makes_its_group_suspect():
     assert np.asarray(state.shared.suspicion.suspect).tolist() == [[0] * DEVICES] * HOSTS
 
 
+def test_a_group_lags_where_all_of_its_slices_do():
+    """Group 2 repeats the first half of its mean gradient, which is one device's slice; then all of it."""
+    reduce = make(rule=rules.median())
+    step = jax.jit(jax.vmap(jax.vmap(reduce.update, axis_name="device"), axis_name="host"))
+    fresh, other = rows(40), jax.random.normal(jax.random.key(5), (HOSTS, DEVICES, 40))
+    for repeated, named in ((20, -1), (40, 2)):
+        state = stacked(reduce, fresh)
+        _, state = step(fresh, state)
+        _, state = step(other.at[2, :, :repeated].set(fresh[2, :, :repeated]), state)
+        assert np.unique(state.shared.suspicion.suspect).tolist() == [named]
+
+
 @pytest.mark.parametrize("faulty", [1, 2])
 def test_hostile_workers_are_whole_groups(faulty):
     seen = []

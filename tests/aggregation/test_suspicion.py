@@ -136,6 +136,15 @@ def test_where_all_repeat_themselves_nobody_lags():
     assert int(state.shared.suspicion.suspicions) == 0
 
 
+def test_zeros_again_are_no_gradient_that_is_late():
+    rows = gradients_of(4, 5).at[:, FAULTY].set(0)
+    state, _ = run(all_reduce("data", rule=rules.median()), rows)
+    assert int(state.shared.suspicion.suspicions) == 0
+    # The control: what it repeats is something.
+    state, _ = run(all_reduce("data", rule=rules.median()), rows.at[:, FAULTY, 0].set(0.1))
+    assert (int(state.shared.suspicion.suspect), int(state.shared.suspicion.suspicions)) == (FAULTY, 4)
+
+
 def test_equal_lengths_are_no_repetition():
     """Clipped gradients are as long in each step, to the bit."""
     rows = gradients_of(4, 20)

@@ -383,8 +383,8 @@ def _sums(x: Array, bucket_size: int, block: int, components: int, norm_power: f
     size = jnp.where(sound, scale / jnp.max(jnp.where(sound, scale, 0.0)), 0.0)
     power = jnp.where(sound, jnp.where(sound, size, 1.0) ** exponent, 0.0)
     weight = jnp.repeat(power, per_bucket) * count.astype(jnp.float32)
-    total = jnp.sum(weight)
-    weight = weight / jnp.where(total > 0, total, 1.0)
+    total = jnp.where(jnp.all(jnp.isfinite(scale)), jnp.sum(weight), 0.0)
+    weight = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
     alike = jnp.clip(jnp.floor((1.0 - jnp.log2(sigma) / _FINEST) * components), 0, components - 1).astype(jnp.int32)
     terms = jnp.stack([weight, weight * mean, weight * (sigma**2 + mean**2)])
     # Sums over masks and no scatter: they are in one order on every device.

@@ -123,7 +123,10 @@ def bucketed(x: Array, bucket_size: int) -> Array:
 
 def norms(buckets: Array, exponent: float) -> Array:
     """The q-norm of each bucket `[buckets]`, for q = 2 or infinity; it neither vanishes nor overflows on the way."""
-    largest = jnp.max(jnp.abs(buckets), axis=1)
+    # Of bits, which are ordered like the numbers, and above them NaN: XLA's vectorized maximum of floats on a CPU drops
+    # a NaN.
+    bits = jax.lax.bitcast_convert_type(jnp.abs(buckets), jnp.int32)
+    largest = jax.lax.bitcast_convert_type(jnp.max(bits, axis=1), jnp.float32)
     if exponent == math.inf:
         return largest
     # Squares of numbers below 1e-23 or above 1e19 leave float32's range; divided by the largest they do not.

@@ -163,8 +163,12 @@ def nearest_neighbors_rule(
 
 
 def nearest_sums(apart: Array, alive: Array, count: Array | int) -> Array:
-    """Each worker's sum `[n]` of its `count` smallest entries in `[n, n]`, itself left out; infinite for the dead."""
+    """Each worker's sum `[n]` of its smallest entries in `[n, n]`, itself left out; infinite for the dead.
+
+    They are `count`, or all of the others where fewer are alive.
+    """
     workers = alive.shape[0]
+    count = jnp.minimum(count, jnp.sum(alive, dtype=jnp.int32) - 1)
     others = jnp.where(alive[None, :] & ~jnp.eye(workers, dtype=bool), apart, jnp.inf)
     near = jnp.where(jnp.arange(workers, dtype=jnp.int32) < count, jnp.sort(others, axis=1), 0.0)
     return jnp.where(alive, jnp.sum(near, axis=1), jnp.inf)

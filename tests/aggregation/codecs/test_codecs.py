@@ -193,6 +193,23 @@ def test_what_is_not_finite_spoils_its_bucket_and_no_other(name, bad):
     assert not found[bucket].any()
 
 
+@pytest.mark.parametrize("codec", [codecs.qsgd_inf(4), codecs.nuqsgd(3), codecs.sign()])
+def test_a_nan_anywhere_in_a_long_bucket_spoils_it_when_compiled(codec):
+    """A vectorized maximum of floats may drop it."""
+    size, key = codec.bucket_size + 100, jax.random.key(0)
+
+    @jax.jit
+    def finite(place):
+        x = jnp.asarray(heavy_tailed(size)).at[place].set(jnp.nan)
+        wire, _ = codec.encode(key, x, codec.init(size))
+        return jnp.isfinite(codec.decode(wire, ())[:size])
+
+    for place in (0, 1, 130, codec.bucket_size - 1):
+        found = finite(place)
+        assert not found[: codec.bucket_size].any()
+        assert found[codec.bucket_size :].all()
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_zeros_come_back_as_zeros(name):
     np.testing.assert_array_equal(there_and_back(name, np.zeros(DIMENSION, np.float32)), 0)

@@ -320,7 +320,7 @@ def test_by_hand():
     np.testing.assert_allclose(at_once(rules.meamed(1), rows), [7 / 3, 2.0], rtol=1e-6)
     np.testing.assert_allclose(at_once(rules.minimum_diameter(1), rows), [7 / 3, 10 / 3], rtol=1e-6)
     # With nobody faulty, what is left is the mean; n = 2f + 1 in one dimension.
-    for rule in (rules.trimmed_mean(0), rules.meamed(0), rules.caf(0), rules.smea(0), rules.monna(0)):
+    for rule in (rules.trimmed_mean(0), rules.meamed(0), rules.caf(0), rules.smea(0), rules.monna(0), rules.bulyan(0)):
         np.testing.assert_allclose(at_once(rule, rows), np.mean(rows, axis=0), rtol=1e-5)
     line = jnp.array([[1.0], [2.0], [1e9]])
     for rule in (rules.trimmed_mean(1), rules.krum_byzfl(1), rules.median(), rules.caf(1), rules.smea(1)):
