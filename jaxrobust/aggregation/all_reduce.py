@@ -251,10 +251,11 @@ def all_reduce(
             joined = axes.gather(joined, inner_axis).reshape(-1)[: whole.size]
 
         fingerprint = _fingerprint(vector)
-        said = axes.gather(jnp.stack([fingerprint == own.fingerprint, fingerprint != 0]), axis_name)
-        # A group lags where all of its slices do; zeros once more are no gradient that is late.
-        votes = jnp.where(said[:, 0], said[:, 1].astype(jnp.int32), -total)
-        stale = (axes.total(votes, every) > 0) & (shared.count > 0)
+        # Zeros once more are no gradient that is late.
+        late = (fingerprint == own.fingerprint) & (fingerprint != 0)
+        repeated = axes.gather(late, axis_name).astype(jnp.int32)
+        # A group lags where all of its slices do.
+        stale = (axes.total(repeated, every) == total) & (shared.count > 0)
         shared = Shared(
             count=shared.count + 1,
             codec=levels,

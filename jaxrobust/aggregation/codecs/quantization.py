@@ -125,8 +125,9 @@ def norms(buckets: Array, exponent: float) -> Array:
     """The q-norm of each bucket `[buckets]`, for q = 2 or infinity; it neither vanishes nor overflows on the way."""
     # Of bits, which are ordered like the numbers, and above them NaN: XLA's vectorized maximum of floats on a CPU drops
     # a NaN.
-    bits = jax.lax.bitcast_convert_type(jnp.abs(buckets), jnp.int32)
-    largest = jax.lax.bitcast_convert_type(jnp.max(bits, axis=1), jnp.float32)
+    integers = jnp.int64 if buckets.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(jnp.abs(buckets), integers)
+    largest = jax.lax.bitcast_convert_type(jnp.max(bits, axis=1), buckets.dtype)
     if exponent == math.inf:
         return largest
     # Squares of numbers below 1e-23 or above 1e19 leave float32's range; divided by the largest they do not.
