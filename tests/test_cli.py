@@ -330,7 +330,7 @@ def test_a_pod_of_hosts_that_lie_trains_and_is_evaluated_on_fewer_devices(capsys
     kept["devices_per_worker"] = kept["configuration"]["arguments"]["devices_per_worker"] = 16
     (run / "manifest.json").write_text(json.dumps(kept))
     assert cli.main(["evaluate", str(run), "--config", str(config)]) == 0
-    assert "the configuration's workers are 2 devices each" in refused(
+    assert "reduces gradients by its own --faulty: leave out --codec" in refused(
         capsys,
         "train",
         str(config),
