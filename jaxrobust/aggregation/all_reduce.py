@@ -125,11 +125,10 @@ class Reduction(optax.GradientTransformationExtraArgs):
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return self.init, self.update, self.combine, self.axis, self.averages, self.inner
+        return *self, *vars(self).values()
 
     def _replace(self, **changes: Any) -> "Reduction":
-        names = ("init", "update", "combine", "axis", "averages", "inner")
-        return Reduction(**{**dict(zip(names, self.__getnewargs__(), strict=True)), **changes})
+        return Reduction(**{**self._asdict(), **vars(self), **changes})
 
 
 def all_reduce(
@@ -156,9 +155,8 @@ def all_reduce(
         `vmap` inside a `shard_map` over `"data"`.
       codec: Q, how a worker's vector travels. Where it adapts, it observes the vectors before each encoding.
       rule: F, how the decoded vectors become one. A worker whose vector is not finite is left out.
-      broadcast_codec: Q_2, how the result travels back. Published runs send it as it is, in 32 bits; its error is not
-        divided by n, so spend bits on it: 8 where the codec has 4.
-        A slice is filled up to whole buckets: take buckets below the gradient's length over n.
+      broadcast_codec: Q_2, how the result travels back; published runs send 32 bits. Its error is not divided by n:
+        spend 8 bits where the codec has 4. Slices fill whole buckets: take buckets below the gradient's length over n.
       key: equal on all workers; needed by every codec but float32, and by rules that draw.
       workers: n, needed before the first step by what remembers columns: a rule such as `centered_clipping`, error
         feedback in the second hop.

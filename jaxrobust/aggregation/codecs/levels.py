@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxrobust.aggregation.packing import check_width
 from jaxrobust.typing import Array
@@ -157,18 +158,20 @@ def arbitrary(values: np.ndarray | Array) -> Levels:
       [1, 2, 1]
     """
     low, gap = jnp.asarray(values)[:-1], jnp.diff(jnp.asarray(values))
+    # The levels are arguments: other ones compile nothing anew.
+    return Levels(values, Partial(_compared if low.size < 16 else _searched, low, gap))
 
-    def compared(r: Array, u: Array) -> Array:
-        above = [r > low[place] + u * gap[place] for place in range(low.size)]
-        return sum((test.astype(jnp.uint32) for test in above), jnp.zeros(r.shape, jnp.uint32))
 
-    def searched(r: Array, u: Array) -> Array:
-        code = jnp.zeros(r.shape, jnp.int32)
-        for bit in reversed(range(low.size.bit_length())):
-            probe = code + 2**bit
-            place = jnp.minimum(probe, low.size) - 1
-            passed = (probe <= low.size) & (r > low[place] + u * gap[place])
-            code = jnp.where(passed, probe, code)
-        return code.astype(jnp.uint32)
+def _compared(low: Array, gap: Array, r: Array, u: Array) -> Array:
+    above = [r > low[place] + u * gap[place] for place in range(low.size)]
+    return sum((test.astype(jnp.uint32) for test in above), jnp.zeros(r.shape, jnp.uint32))
 
-    return Levels(values, compared if low.size < 16 else searched)
+
+def _searched(low: Array, gap: Array, r: Array, u: Array) -> Array:
+    code = jnp.zeros(r.shape, jnp.int32)
+    for bit in reversed(range(low.size.bit_length())):
+        probe = code + 2**bit
+        place = jnp.minimum(probe, low.size) - 1
+        passed = (probe <= low.size) & (r > low[place] + u * gap[place])
+        code = jnp.where(passed, probe, code)
+    return code.astype(jnp.uint32)

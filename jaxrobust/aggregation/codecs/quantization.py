@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxrobust.aggregation.codecs.draws import uniform_lanes
 from jaxrobust.aggregation.codecs.levels import Rounding
@@ -71,15 +72,14 @@ def quantize(
         (first, x[first * bucket_size : last * bucket_size])
         for first, last in ((blocks * block, whole), (whole, every))
     ]
-    # One function of all lanes: it is traced and lowered once.
-    one_lane = jax.jit(rounding)
+    lane = rounding if isinstance(rounding, Partial) else Partial(rounding)
 
     def rounded(first: int | Array, part: Array) -> Quantized:
         buckets = bucketed(part, bucket_size)
         scale = norms(buckets, exponent)
         lanes = split(normalized(buckets, scale), 8)
         draws = uniform_lanes(key, *lanes[0].shape, first=first)
-        codes = join([one_lane(r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
+        codes = join([_rounded_lane(lane, r, u) for r, u in zip(lanes, draws, strict=True)], bucket_size)
         return Quantized(pack(codes, bits), scale)
 
     def rounded_block(number: Array) -> Quantized:
@@ -91,6 +91,12 @@ def quantize(
         stacked = jax.lax.map(rounded_block, jnp.arange(blocks))
         wires.insert(0, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked))
     return wires[0] if len(wires) == 1 else Quantized(*(jnp.concatenate(leaves) for leaves in zip(*wires, strict=True)))
+
+
+@jax.jit
+def _rounded_lane(rounding: Partial, r: Array, u: Array) -> Array:
+    """One function of all lanes: it is traced and lowered once."""
+    return rounding(r, u)
 
 
 def dequantize(wire: Quantized, values: Array | np.ndarray, *, bits: int, bucket_size: int) -> Array:

@@ -90,3 +90,13 @@ def test_the_worst_vector_nearly_meets_the_bound():
     x = jnp.full(size, float(values[4]) / 2)
     relative = float(codecs.rounding_variance(x, values, size).sum() / jnp.sum(x**2))
     assert 0.8 < relative / codecs.variance_bound(values, size) <= 1
+
+
+def test_other_levels_compile_nothing_anew():
+    """Eager encodings of a codec whose levels move."""
+    r, u = jnp.linspace(-1.0, 1.0, 50), jnp.linspace(0.0, 0.99, 50)
+    lane = jax.jit(lambda rounding, r, u: rounding(r, u))
+    for middle in (0.1, 0.2, 0.3):
+        found = levels.arbitrary(jnp.array([-1.0, middle, 1.0])).rounding
+        np.testing.assert_array_equal(lane(found, r, u), found(r, u))
+    assert lane._cache_size() == 1
