@@ -1,5 +1,6 @@
 """Rounding to levels: exact probabilities, level hits, and fast paths that say what the general one says."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
