@@ -20,8 +20,9 @@ BALLS = {"linf": (geometry.linf(), 0.1), "l2": (geometry.l2(), 0.5), "l1": (geom
 FILES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 KEY = jax.random.key(0)
 SHAPES = [(side, side, 1) for side in (3, 4, 5, 7, 12, 14, 24)] + [(8, 5, 3), (6, 9), (1, 7, 2), (5, 1, 1)]
-QUICK = [(3, 3, 1), (12, 12, 1), (8, 5, 3), (5,)]
 SHAPES += [(features,) for features in (1, 2, 3, 4, 5, 11, 17)]
+# Each of these is a program of its own.
+FOLLOWED = [(side, side, 1) for side in (3, 4, 12, 14, 24)] + [(8, 5, 3), (6, 9), (1, 7, 2), (1,), (2,), (5,), (17,)]
 every = pytest.mark.parametrize("ball", BALLS)
 
 
@@ -299,7 +300,7 @@ def test_proposals_on_features_are_segments(ball, x64):
 
 
 @every
-@pytest.mark.parametrize("shape", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES])
+@pytest.mark.parametrize("shape", FOLLOWED)
 def test_every_point_is_within_the_radius_and_the_box(ball, shape):
     images = jax.random.uniform(jax.random.key(1), (8, *shape), jnp.float32, -0.5, 1.5).clip(0, 1).at[0].set(0.5)
     states = questions(square(ball, queries=30), images, 30)
@@ -535,10 +536,11 @@ def test_examples_of_another_rank_are_refused():
 @every
 def test_as_strong_as_the_reference(ball, shared, monkeypatch):
     """Within four standard errors of one run of either, from how often each example stands over our own seeds."""
-    logits_fn, images, labels = model(shared, "std", "float32")
+    logits_fn, *examples = model(shared, "std", "float32")
+    images, labels = (array[:100] for array in examples)
     stored = traces(shared, "std", FILES[ball])
     row = list(stored["individual_attacks"]).index("square")
-    expected = stored["flags_individual"][row].mean()
+    expected = stored["flags_individual"][row][: len(labels)].mean()
 
     def standing(seed):
         attack = attacks.square(BALLS[ball][0], float(stored["eps"]))

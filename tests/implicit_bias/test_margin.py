@@ -70,8 +70,9 @@ def suite(ball, radius):
     }
 
 
-@every
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    ("classes", "name"), [(2, name) for name in BALLS] + [(3, name) for name in ("linf", "l2", "l1", "fourier_linf")]
+)
 def test_attacks_succeed_beyond_the_radius_and_not_inside(name, classes):
     """The closed form, against every attack. Between two classes each attack succeeds as soon as any can; among three
     the steps may follow one boundary and miss a nearer one: they succeed beyond it where they are aimed, below."""

@@ -101,7 +101,8 @@ def solution_of_a_weaker_penalty(name, strength):
     return fit(proximal_gradient(NORMS[name], 0.9 * strength, 1 / smoothness), loss, 3000, jnp.zeros(SHAPE))
 
 
-@every
+# The proximal point of l3 is itself found by iterations, in each of thousands of steps.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "l3" else n for n in NORMS])
 @pytest.mark.parametrize("how", ["fista", "ista", "backtracking"])
 def test_the_solution_is_a_stationary_point(name, how, x64):
     norm, strength = NORMS[name], 2.0

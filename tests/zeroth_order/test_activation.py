@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 def linen(module):
     with jax.numpy_dtype_promotion("standard"):
-        variables = module.init(KEY, IMAGES)
+        variables = jax.jit(module.init)(KEY, IMAGES)
     rest = {name: value for name, value in variables.items() if name != "params"}
 
     def logits(params, images):
@@ -83,8 +83,12 @@ def cosine(one, two):
     return flat(one) @ flat(two) / np.linalg.norm(flat(one)) / np.linalg.norm(flat(two))
 
 
+def estimated(estimator, losses, params):
+    return jax.jit(lambda params: estimator(KEY, losses, params))(params)
+
+
 def exact(losses, params):
-    return jax.grad(lambda params: jnp.mean(losses(params)))(params)
+    return jax.jit(jax.grad(lambda params: jnp.mean(losses(params))))(params)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -93,7 +97,7 @@ def test_it_is_backprop_on_networks_as_they_are(name):
     losses, estimator = losses_of(logits), activation(0.25 if name == "casts" else 1e-3, central=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = jax.jit(lambda params: estimator(KEY, losses, params))(params)
+        found = estimated(estimator, losses, params)
     gradient = exact(losses, params)
     assert jax.tree.structure(found.gradient) == jax.tree.structure(gradient)
     if name == "casts":
@@ -114,7 +118,7 @@ def test_queries_are_units_where_they_are_fewer_than_weights():
         jax.debug.callback(lambda _: calls.append(0), found)
         return found
 
-    found = jax.jit(lambda params: activation(chunk_size=3)(KEY, losses, params))(params)
+    found = estimated(activation(chunk_size=3), losses, params)
     jax.block_until_ready(found)
     jax.effects_barrier()
     # Five units of the first layer, four of the second, five scales by weight or unit, the losses and the probes.
@@ -127,14 +131,14 @@ def test_branches_that_meet_share_their_units():
     assert found.queries.dtype == jnp.int32
     # conv 3x3x2x4 by weight (36 places x 4 channels are more), its bias, scale and shift by weight; the two branches by
     # their 3 x 3 x 8 common units; the dense layers by 6 and 4 units.
-    counted = activation()(KEY, losses_of(logits), params)
+    counted = estimated(activation(), losses_of(logits), params)
     assert int(counted.queries) == (72 + 4 + 4 + 4) + 72 + 6 + 4 + 1 + 5
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_chunks_do_not_matter(size):
     params, logits = plain()
-    one, other = (activation(chunk_size=n)(KEY, losses_of(logits), params).gradient for n in (16, size))
+    one, other = (estimated(activation(chunk_size=n), losses_of(logits), params).gradient for n in (16, size))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, other)
 
 
@@ -145,7 +149,7 @@ def test_two_uses_of_one_leaf_are_summed():
         hidden = jnp.tanh(IMAGES[:, 0, :2].reshape(SIZE, 4) @ params["w"])
         return jnp.sum((hidden @ params["w"]) ** 2, axis=1)
 
-    found = activation(1e-3, central=True)(KEY, losses, params)
+    found = estimated(activation(1e-3, central=True), losses, params)
     np.testing.assert_allclose(found.gradient["w"], exact(losses, params)["w"], atol=1e-3)
     assert int(found.queries) == 2 * (4 + 4) + 1 + 5
     # The control: one use alone is another gradient.
@@ -181,7 +185,7 @@ def test_odd_uses_and_batches_as_long_as_a_width_are_right(name, batch):
     def losses(params):
         return jnp.sum(ODD[name](params, INPUTS[:batch]) ** 2, axis=1)
 
-    found, gradient = activation(1e-3, central=True)(KEY, losses, params).gradient, exact(losses, params)
+    found, gradient = estimated(activation(1e-3, central=True), losses, params).gradient, exact(losses, params)
     assert np.linalg.norm(flat(found) - flat(gradient)) < 5e-3 * np.linalg.norm(flat(gradient))
     assert np.linalg.norm(flat(gradient)) > 0.1
 
@@ -249,7 +253,7 @@ def test_leaves_with_other_uses_are_named_and_moved_by_weight():
         return loop.sum(1)
 
     with pytest.warns(UserWarning, match="weight by weight") as told:
-        found = activation(1e-3, central=True)(KEY, losses, params)
+        found = estimated(activation(1e-3, central=True), losses, params)
     text = " ".join(str(one.message) for one in told)
     assert "['table'] weight by weight, 18 queries: it is used in gather" in text
     assert "['left'] weight by weight, 9 queries: it is used in dot_general" in text
@@ -289,6 +293,6 @@ def test_trades_attacks_once_and_agrees_with_backprop():
     def losses(params):
         return objective.losses(prepared, keys, model, params, state, batch)[0]
 
-    found, gradient = activation(1e-3)(KEY, losses, params).gradient, exact(losses, params)
+    found, gradient = estimated(activation(1e-3), losses, params).gradient, exact(losses, params)
     assert cosine(found, gradient) > 0.99
-    assert cosine(coordinate(1e-3)(KEY, losses, params).gradient, gradient) > 0.99
+    assert cosine(estimated(coordinate(1e-3), losses, params).gradient, gradient) > 0.99

@@ -49,7 +49,7 @@ def test_devices_share_the_queries_of_one(name):
     shared = whole(mesh, estimate(name, "query"))(PARAMS, INPUTS)
     rows = jnp.broadcast_to(INPUTS, (8, *INPUTS.shape))
     mapped = jax.pmap(estimate(name, "query"), axis_name="query", in_axes=(None, 0))(PARAMS, rows)
-    folded = jax.vmap(estimate(name, "query"), axis_name="query", in_axes=(None, 0))(PARAMS, rows[:5])
+    folded = jax.jit(jax.vmap(estimate(name, "query"), axis_name="query", in_axes=(None, 0)))(PARAMS, rows[:5])
     for leaf in PARAMS:
         for other in (shared[leaf], mapped[leaf][3], folded[leaf][4]):
             np.testing.assert_allclose(other, alone[leaf], atol=3e-3 if name != "activation" else 3e-4)

@@ -42,7 +42,7 @@ class Grouped(nn.Module):
 
 
 def linen(module, inputs):
-    variables = module.init(KEY, inputs)
+    variables = jax.jit(module.init)(KEY, inputs)
     rest = {name: value for name, value in variables.items() if name != "params"}
     return variables["params"], lambda params: module.apply({"params": params, **rest}, inputs)
 
