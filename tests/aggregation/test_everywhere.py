@@ -59,3 +59,22 @@ def test_codes_and_results_do_not_depend_on_where_the_workers_are(way, one_devic
     # The control: the digests tell codecs apart, and rules give other results.
     assert len({row["codes"] for row in one_device.values()}) > 9
     assert len({json.dumps(row["result"]) for row in one_device.values()}) == len(one_device) == 17
+
+
+def test_tables_are_compared(tmp_path):
+    row = {"codes": "ab", "levels": [[0.5, 1.0]], "result": [2.0, -4.0]}
+    tables = {
+        "same": {"a x b": row, "c x d": row},
+        "other": {"a x b": row | {"codes": "ba", "levels": [[0.5, 1.5]]}, "c x d": row | {"result": [2.0, -4.4]}},
+    }
+    for name, table in tables.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(table))
+    same, other = (str(tmp_path / f"{name}.json") for name in tables)
+    process = start("compare", same, same, other)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-2000:]
+    first, second = out.splitlines()
+    assert "codes of 2 of 2 pairs equal" in first
+    assert "levels are within 0.0e+00, results within 0.0e+00" in first
+    assert "codes of 1 of 2 pairs equal" in second
+    assert "levels are within 5.0e-01, results within 1.0e-01" in second
