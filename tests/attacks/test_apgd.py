@@ -356,6 +356,7 @@ def test_bad_settings_are_refused(options, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize(
     ("attack", "options"),

@@ -126,6 +126,7 @@ def test_how_many_pixels_a_step_changes(images):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("attack", "options"), [("apgd-ce", {"restarts": 5}), ("apgd-t", {"targets": 5})])
 def test_as_strong_as_the_reference(attack, options, shared):
     name = "at"

@@ -79,6 +79,7 @@ def test_what_the_attacks_are_asked_for(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["std", "at"])
 @pytest.mark.parametrize("norm", BALLS)
 def test_agreement_with_the_reference(norm, name, shared):

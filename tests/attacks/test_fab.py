@@ -127,6 +127,7 @@ def test_a_short_run_is_the_beginning_of_a_long_one_and_a_call_goes_through_it(s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "targets"), [("fab", 0), ("fab-t", 9)])
 @every
 def test_the_same_examples_stand_as_under_the_reference(ball, method, targets, shared):

@@ -533,6 +533,7 @@ def test_examples_of_another_rank_are_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @every
 def test_as_strong_as_the_reference(ball, shared, monkeypatch):
     """Within four standard errors of one run of either, from how often each example stands over our own seeds."""

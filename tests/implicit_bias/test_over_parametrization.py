@@ -90,6 +90,7 @@ def test_padding_and_batching_change_nothing(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", implicit_bias.normalized_methods())
 def test_normalized_steps_reach_the_largest_margin_of_their_own_norm(name):
     """At least 99 % of CVXPY's, five seeds, and visibly less in the other norms."""
@@ -108,6 +109,7 @@ def test_normalized_steps_reach_the_largest_margin_of_their_own_norm(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", implicit_bias.plain_methods())
 def test_plain_steps_and_penalties_prefer_their_own_norm(name):
     """Tuned seed by seed, five seeds: nearest to the largest margin in their own norm. A positive margin is a standard
@@ -131,6 +133,7 @@ def test_plain_steps_and_penalties_prefer_their_own_norm(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["l1 penalty", "l2 penalty", "linf penalty", "Fourier-l1 penalty"])
 def test_the_regularization_path_leads_to_the_same_solution(name):
     """As the strength falls, the margin rises and the direction nears the convex program's, and no other norm's."""

@@ -102,7 +102,9 @@ def solution_of_a_weaker_penalty(name, strength):
 
 
 # The proximal point of l3 is itself found by iterations, in each of thousands of steps.
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "l3" else n for n in NORMS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.long]) if n == "l3" else n for n in NORMS]
+)
 @pytest.mark.parametrize("how", ["fista", "ista", "backtracking"])
 def test_the_solution_is_a_stationary_point(name, how, x64):
     norm, strength = NORMS[name], 2.0
