@@ -208,6 +208,7 @@ class Estimator:
         def with_aux(point: Params) -> tuple[Array, Any]:
             return value_fn(point) if has_aux else (value_fn(point), None)
 
+        params = jax.tree.map(jnp.asarray, params)
         return self.estimate(key, with_aux, params, self.init(params) if state is None else state)
 
 

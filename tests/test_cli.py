@@ -156,6 +156,9 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["train", "CONFIG", "--rule", "krumm"], "rule must be one of mean, median"),
         (["train", "CONFIG", "--codec", "qsgd:x"], "codec must be NAME[:BITS[:BUCKET_SIZE]], got qsgd:x"),
         (["train", "CONFIG", "--codec", "qsgd:9"], "bits must lie in 2 to 8, got 9"),
+        (["train", "CONFIG", "--codec", "bfloat16:3"], "codec must be bfloat16, for it sends 16 bits in any case"),
+        (["train", "CONFIG", "--codec", "ternary:8:64"], "codec must be ternary:2[:BUCKET_SIZE], for it sends 2 bits"),
+        (["train", "CONFIG", "--rule", "median", "--faulty", "1"], "faulty must be left out for median with honest"),
         (["train", "CONFIG", "--rule", "krum"], "faulty must be at least 1 for krum, got 0"),
         (["train", "CONFIG", "--hostile", "sign_flip"], "faulty must be in [1, 7] for a hostile worker, got 0"),
         (

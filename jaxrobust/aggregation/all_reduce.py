@@ -97,6 +97,8 @@ class ReduceState(NamedTuple):
 class Reduction(optax.GradientTransformationExtraArgs):
     """An optax transformation over a mapped axis, which unpacks into `(init, update)` like any other.
 
+    As a pytree it is that pair; its other attributes go along unchanged.
+
     Attributes:
       combine: `(tree, state) -> tree`, how workers' other quantities (statistics, metrics) become one: by the mean
         where the rule is the mean, else by the median of the finite values: a hostile worker cannot lie through them.
@@ -125,10 +127,20 @@ class Reduction(optax.GradientTransformationExtraArgs):
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return *self, *vars(self).values()
+        return *self, *self._attributes().values()
+
+    def _attributes(self) -> dict[str, Any]:
+        return {"combine": self.combine, "axis": self.axis, "averages": self.averages, "inner": self.inner}
 
     def _replace(self, **changes: Any) -> "Reduction":
-        return Reduction(**{**self._asdict(), **vars(self), **changes})
+        return Reduction(**{**self._asdict(), **self._attributes(), **changes})
+
+
+jax.tree_util.register_pytree_node(
+    Reduction,
+    lambda reduce: (tuple(reduce), tuple(reduce._attributes().values())),
+    lambda attributes, pair: Reduction(*pair, *attributes),
+)
 
 
 def all_reduce(
@@ -219,7 +231,8 @@ def all_reduce(
             raise ValueError(f"workers must be the {number} of the axis {axis_name}, got {workers}")
         if total != number * inner_workers:
             raise ValueError(f"inner_workers must be the {total // number} of {inner_axis}, got {inner_workers}")
-        if exact:
+        # A tree without leaves has nothing to encode: a label that no leaf bears, say.
+        if exact or not sum(leaf.size for leaf in jax.tree.leaves(gradients)):
             bits = wire_bits(gradients)
             shared = state.shared._replace(count=state.shared.count + 1, bits=_sent(total, bits, bits))
             return _mean(gradients, state, axis=every), ReduceState(shared, state.own)
@@ -371,10 +384,17 @@ def _mean_slice(vector: Array, axis: str, workers: int) -> Array:
 
 
 def _fingerprint(vector: Array) -> Array:
-    """A sum of all bits, each word by an odd factor of its place: equal by chance once in four thousand million."""
+    """A sum of hashes, of each word and its place: equal by chance once in four thousand million; 0 for zeros.
+
+    The words themselves would not do: in a sum modulo 2^32 two changes of sign, its highest bit, cancel. The hash is
+    the last step of MurmurHash3, whose constants are in the public domain.
+    """
     words = jax.lax.bitcast_convert_type(vector.astype(jnp.float32), jnp.uint32)
-    places = jnp.arange(vector.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B2) + jnp.uint32(1)
-    return jnp.sum(words * places, dtype=jnp.uint32)
+    mixed = words + jnp.arange(vector.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B1)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    # What is zero but for its sign is zero.
+    return jnp.sum(jnp.where(words << 1 == 0, jnp.uint32(0), mixed ^ (mixed >> 16)), dtype=jnp.uint32)
 
 
 def _sent(workers: int, first: int, second: int) -> Array:

@@ -17,7 +17,7 @@ def joined_value(value_fn: Callable[[Params], Array], combine: Callable[[PyTree]
     Args:
       value_fn: `(params) -> scalar`, of this worker's examples.
       combine: how numbers, and trees like params, become one over the workers, as
-        `lambda tree: jax.lax.pmean(tree, "data")` or a reduction's `combine`.
+        `lambda tree: jax.lax.pmean(tree, "data")` or, of a reduction, `lambda tree: reduce.combine(tree, state)`.
 
     Returns:
       A function like `value_fn`, differentiable once in reverse.

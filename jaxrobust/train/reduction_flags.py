@@ -31,6 +31,8 @@ CODECS: dict[str, Callable[[int, int], Codec]] = {
     "amq": codecs.amq,
     "amq_normalized": codecs.amq_normalized,
 }
+# Of codecs that have no choice: how many of BITS and BUCKET_SIZE they take, and the width that BITS must then say.
+NUMBERS = {"float32": (0, 32), "bfloat16": (0, 16), "ternary": (2, 2), "sign": (2, 1)}
 UNTOLD_RULES: dict[str, Callable[[], Rule]] = {
     "mean": rules.mean,
     "median": rules.median,
@@ -101,6 +103,8 @@ class ReductionFlags:
             raise ValueError(
                 f"faulty must be at least 1 for {self.rule}, got {self.faulty}: it is what the rule withstands"
             )
+        if self.rule in UNTOLD_RULES and self.hostile is None and self.faulty:
+            raise ValueError(f"faulty must be left out for {self.rule} with honest workers, got {self.faulty}")
         known = {**UNTOLD_RULES, **{name: partial(make, self.faulty) for name, make in RULES.items()}}
         per_device, keys = workers // devices, keys_of_run(experiment.seed)
         reduce = all_reduce(
@@ -143,6 +147,10 @@ def _codec(words: str) -> Codec:
         given = [0, 0, 0]
     if len(given) > 2:
         raise ValueError(f"codec must be NAME[:BITS[:BUCKET_SIZE]], got {words}")
+    taken, width = NUMBERS.get(name, (2, None))
+    if len(given) > taken or (given and width not in (None, given[0])):
+        allowed = f"{name}:{width}[:BUCKET_SIZE]" if taken else name
+        raise ValueError(f"codec must be {allowed}, for it sends {width} bits in any case, got {words}")
     bits, bucket_size = (given + [4, 8192][len(given) :])[:2]
     return _named(CODECS, "codec", name)(bits, bucket_size)
 

@@ -9,6 +9,8 @@ A dense layer of m x n weights costs n queries in place of m n, and its bias non
 has places and channels, or as it has weights, whichever is less. It is node perturbation, without the noise.
 """
 
+import itertools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,9 +25,6 @@ from jaxrobust.typing import Array, AxisName, Estimate, Estimator, Key, Params, 
 from jaxrobust.zeroth_order.coordinate import check_floating, check_steps
 from jaxrobust.zeroth_order.queries import answers, within
 from jaxrobust.zeroth_order.structured import after_step, after_unit
-
-PROBES = 5
-"""Queries that look for examples which interact."""
 
 
 class Plan(NamedTuple):
@@ -55,9 +54,10 @@ def activation(
 
     It looks into the function (its jaxpr), as feature reuse does: a method for networks that one has, in which
     gradients do not exist or are not wanted, and not for a black box. Examples must not interact (batch norm in
-    evaluation mode, no coupled losses): five queries more move the activations of some of the examples alone, and where
-    another one's loss moves, the gradient is NaN and a line on standard error says why. A leaf that has other uses than
-    linear sites (inside `scan`, as a left operand, in an embedding) is moved weight by weight; a warning names it.
+    evaluation mode, no coupled losses): a few queries more move the activations of some of the examples alone, so that
+    of any two each is moved without the other, and where the loss of one that is not moved changes, the gradient is NaN
+    and a line on standard error says why. A leaf that has other uses than linear sites (inside `scan`, as a left
+    operand, in an embedding) is moved weight by weight; a warning names it.
 
     Args:
       smoothing: mu > 0, in units of the activations. In 16 bits a step must stand out of their rounding: a warning says
@@ -65,13 +65,16 @@ def activation(
       central: take both sides.
       chunk_size: units evaluated at once; the result does not depend on it.
       axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
-        device, or where each device estimates for itself.
+        device, or where each device estimates for itself. Each also asks for the losses at params, and the last round
+        is filled up: queries count none of these twice.
       chunk_bytes: bytes that the values of the queries of a chunk may take: fewer go side by side where a layer's are
         large. What a loop holds inside, and a second side, are not counted. None to go by `chunk_size` alone.
 
     Returns:
       An `Estimator` for functions that give `[batch]` losses. It makes one query for each unit of the chosen sites and
-      each weight of the other leaves (two with `central`), one for the losses at params and five for the probe.
+      each weight of the other leaves (two with `central`), one for the losses at params and, where there are two
+      examples or more, m + 1 for the probe, with m the least number for which (m over m / 2) reaches the batch: 12
+      queries for 256 examples.
 
     Raises:
       ValueError: for smoothing, chunk_size or chunk_bytes that is not positive; when called, for leaves that are not
@@ -84,7 +87,7 @@ def activation(
       ...     return jnp.sum((inputs @ params["w"] + params["b"] - 1.0) ** 2, axis=1)
       >>> found = activation(central=True)(jax.random.key(0), losses, params)
       >>> [round(g, 2) for g in found.gradient["b"].tolist()], int(found.queries)
-      ([-2.0, -2.0], 10)
+      ([-2.0, -2.0], 11)
 
     Reference: Ren, Kornblith, Liao and Hinton, "Scaling Forward Gradient With Local Losses",
     https://arxiv.org/abs/2210.03310, 2023, for perturbed activations with random directions.
@@ -150,13 +153,15 @@ def activation(
         moved = sum(int(np.prod(values[tap].shape[1:])) for tap in plan.taps)
         moved += sum(leaf.size for number, leaf in enumerate(leaves) if not plan.sites[number])
         gradient = structure.unflatten([of_leaf(number) for number in range(len(leaves))])
-        if plan.taps:
-            coupled = _coupled(program, values, plan.taps, losses)
+        asked = probes(batch) if plan.taps else probes(1)
+        if len(asked):
+            together = min(within(chunk_size, chunk_bytes, program, values, tap) for tap in plan.taps)
+            coupled = _coupled(program, values, plan.taps, asked, together)
             # Only where there is something to say: a call of the host takes longer than a small network's gradient.
             # Mapped over, both sides run, and the line must still tell the truth.
             jax.lax.cond(coupled, lambda: jax.debug.callback(_complain, coupled), lambda: None)
             gradient = jax.tree.map(lambda part: jnp.where(coupled, jnp.full_like(part, jnp.nan), part), gradient)
-        queries = 1 + (PROBES if plan.taps else 0) + len(sides) * moved
+        queries = 1 + len(asked) + len(sides) * moved
         return Estimate(jnp.mean(losses), gradient, jnp.int32(queries), aux, state)
 
     return Estimator(init=lambda params: (), estimate=estimate)
@@ -204,14 +209,26 @@ def _tell_rounding(smoothing: float, dtypes: Sequence[Any]) -> None:
             )
 
 
-def _coupled(program: Program, values: dict[Place, Array], taps: Sequence[Place], losses: Array) -> Array:
-    """Whether some examples' activations move another one's loss; `[]` bool.
+def probes(batch: int) -> np.ndarray:
+    """Whom each query of the probe moves; `[queries, batch]` bool. Nobody in the first, which shows what rounding does.
 
-    Of four random halves, each is moved alone, and nobody in a fifth query, which shows what rounding does.
+    Every example is moved in another set of queries, all sets of one size: none holds another one, so that of any two
+    examples each is moved once without the other. m queries do for (m over m / 2) examples (Sperner).
     """
-    batch = losses.shape[0]
-    halves = np.random.default_rng(0).random((PROBES, batch)) < 0.5
-    halves[0] = False
+    if batch < 2:
+        return np.zeros((0, batch), bool)
+    count = next(m for m in itertools.count(2) if math.comb(m, m // 2) >= batch)
+    sets = itertools.islice(itertools.combinations(range(1, count + 1), count // 2), batch)
+    found = np.zeros((count + 1, batch), bool)
+    for example, queries in enumerate(sets):
+        found[list(queries), example] = True
+    return found
+
+
+def _coupled(
+    program: Program, values: dict[Place, Array], taps: Sequence[Place], halves: np.ndarray, together: int
+) -> Array:
+    """Whether some examples' activations move another one's loss; `[]` bool."""
 
     def moved(half: Array) -> Array:
         def delta(tap: Place) -> Array:
@@ -223,7 +240,7 @@ def _coupled(program: Program, values: dict[Place, Array], taps: Sequence[Place]
 
         return program.after(values, {tap: delta(tap) for tap in taps}, outputs=program.outputs[:1])[0]
 
-    found = jax.lax.map(moved, jnp.asarray(halves), batch_size=PROBES).astype(jnp.float32)
+    found = jax.lax.map(moved, jnp.asarray(halves), batch_size=min(together, len(halves))).astype(jnp.float32)
     change = jnp.abs(found[1:] - found[0])
     own = jnp.max(jnp.where(halves[1:], change, 0))
     others = jnp.max(jnp.where(halves[1:], 0, change))
@@ -235,6 +252,7 @@ def _complain(coupled: Array) -> None:
         return
     print(
         "jaxrobust: activation needs examples that do not interact, and the loss of one moves with another: use batch "
-        "norm in evaluation mode and losses that are separate, or take coordinate",
+        "norm in evaluation mode, losses that are separate and activations whose first axis is the examples, or take "
+        "coordinate",
         file=sys.stderr,
     )

@@ -93,14 +93,16 @@ class BlackBox:
             answer = self._function(row[None].copy())[0] if self._batched else self._function(row.copy())
         except Exception as error:
             # A program of somebody else's may raise anything; the query is lost, and the run is not.
-            return self._lost(query, f"{type(error).__name__}: {error}".splitlines()[0])
+            return self._lost(query, _line(error))
         return self._checked(answer, query)
 
     def _checked(self, answer: Any, query: int) -> np.ndarray:
         try:
-            found = np.asarray(answer, self._dtype)
-        except (TypeError, ValueError):
-            return self._lost(query, f"gave {type(answer).__name__}, no numbers")
+            with np.errstate(over="ignore"):
+                found = np.asarray(answer, self._dtype)
+        except Exception as error:
+            # What a foreign object does when it is converted is as much somebody else's.
+            return self._lost(query, f"gave {type(answer).__name__}, no numbers: {_line(error)}")
         if found.shape != self._shape:
             return self._lost(query, f"gave the shape {found.shape}, not {self._shape}")
         return found if np.isfinite(found).all() else self._lost(query, "gave a number that is not finite")
@@ -122,6 +124,10 @@ class BlackBox:
                 f"the black box failed in {len(self.failures)} of {self.queries} queries, more than the "
                 f"{self._stop_after} allowed; at last in query {query}: {reason}"
             )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def black_box(

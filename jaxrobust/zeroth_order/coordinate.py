@@ -39,13 +39,16 @@ def coordinate(
     .. math:: g_i = (f(\theta + \mu e_i) - f(\theta)) / \mu
 
     Args:
-      smoothing: mu > 0. 5e-3, the default of DeepZero, suits float32 and losses of order 1.
+      smoothing: mu > 0. 5e-3, the default of DeepZero, suits float32 and losses of order 1. A network that
+        computes in 16 bits rounds such a step away: take 0.25 for bfloat16, or evaluate it in float32. Near a minimum,
+        where gradients are small beside the curvature, take both sides and a tenth of it.
       central: take both sides, for smooth functions.
       chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it. Besides, the
         function's intermediate values at params are kept, as backprop keeps them.
       selection: which coordinates are looked at, with zeros elsewhere, as `uniform_selection` makes it; None for all.
       axis_name: a mapped axis, `"query"` say, whose devices share the queries; all must see the same data. None for one
-        device, or where each device estimates for itself.
+        device, or where each device estimates for itself. Each also asks for the value at params, and the last round is
+        filled up: queries count none of these twice.
       chunk_bytes: bytes that the values of the queries of a chunk may take: fewer go side by side where a layer's are
         large. What a loop holds inside, and a second side, are not counted. None to go by `chunk_size` alone.
 

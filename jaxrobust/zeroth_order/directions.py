@@ -69,6 +69,22 @@ def check_directions(count: int, smoothing: float = 1.0, kind: str = "gaussian")
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
 
 
+def kept_key(key: Key) -> Key:
+    """A key that a state can hold from its `init` on: a new-style one, of JAX's own implementation.
+
+    Raises:
+      ValueError: for a key of another implementation, whose shape no `init` can know.
+    """
+    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    default = jax.config.jax_default_prng_impl
+    if str(jax.random.key_impl(key)) != default:
+        raise ValueError(
+            f"key must be of the default implementation, {default}, got {jax.random.key_impl(key)}: a state holds it; "
+            "set jax_default_prng_impl"
+        )
+    return key
+
+
 def moved(params: Params, direction: Params, step: float) -> Params:
     """Params, a step along a direction further."""
     return jax.tree.map(lambda leaf, u: leaf + step * u, params, direction)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, PyTree, State
 from jaxrobust.zeroth_order.coordinate import check_floating
-from jaxrobust.zeroth_order.directions import Kind, add_scaled, check_directions, directions_of, zeros_to_sum
+from jaxrobust.zeroth_order.directions import Kind, add_scaled, check_directions, directions_of, mean_of, zeros_to_sum
 
 
 def forward_gradient(directions: int = 1, kind: Kind = "gaussian") -> Estimator:
@@ -27,7 +27,8 @@ def forward_gradient(directions: int = 1, kind: Kind = "gaussian") -> Estimator:
       kind: as in `random_directions`.
 
     Returns:
-      An `Estimator` that counts q + 1 queries: each product evaluates the function too.
+      An `Estimator` that counts q + 1 queries: each product evaluates the function too. A direction whose value or
+      slope is not finite is left out of the mean.
 
     Raises:
       ValueError: for directions that are not positive, or another kind; when called, for leaves that are not floats.
@@ -48,13 +49,17 @@ def forward_gradient(directions: int = 1, kind: Kind = "gaussian") -> Estimator:
         values, aux = value_fn(params)
         direction_of = directions_of(kind, key, params, directions)
 
-        def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
+        def add(carry: tuple[PyTree, Array], number: Array) -> tuple[tuple[PyTree, Array], None]:
+            total, answered = carry
             direction = direction_of(number)
-            _, slope = jax.jvp(lambda point: jnp.mean(value_fn(point)[0]), (params,), (direction,))
-            return add_scaled(total, slope, direction), None
+            value, slope = jax.jvp(lambda point: jnp.mean(value_fn(point)[0]), (params,), (direction,))
+            # Of a value that is no number, log(-1) say, a derivative may be one.
+            slope = jnp.where(jnp.isfinite(value), slope, jnp.nan)
+            return (add_scaled(total, slope, direction), answered + jnp.isfinite(slope).astype(jnp.float32)), None
 
-        total, _ = jax.lax.scan(add, zeros_to_sum(params), jnp.arange(directions))
-        gradient = jax.tree.map(lambda sum_, leaf: (sum_ / directions).astype(leaf.dtype), total, params)
+        start = (zeros_to_sum(params), jnp.float32(0))
+        (total, answered), _ = jax.lax.scan(add, start, jnp.arange(directions))
+        gradient = mean_of(total, answered, params)
         return Estimate(jnp.mean(values), gradient, jnp.int32(directions + 1), aux, state)
 
     return Estimator(init=lambda params: (), estimate=estimate, draws=True)

@@ -64,7 +64,7 @@ def zero_order_grasp(
       step: h > 0 over the length of the first estimate. The published 5e-3 without that length is in the rounding.
 
     Returns:
-      Scores like params, and int32, the queries that were made.
+      Scores like params, 0 where a query gave no answer (NaN everywhere if none did), and int32, the queries made.
 
     Raises:
       ValueError: for a step that is not positive, or leaves that are not floats.
@@ -84,12 +84,17 @@ def zero_order_grasp(
         raise ValueError(f"step must be positive, got {step}")
     check_floating(params)
     first = estimator(key, value_fn, params)
-    leaves = jax.tree.leaves(first.gradient)
+    # What is not known is not moved, so that a lost query costs its own coordinates alone.
+    known = jax.tree.map(lambda part: jnp.where(jnp.isfinite(part), part, 0), first.gradient)
+    leaves = jax.tree.leaves(known)
     length = jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))
     reach = step / jnp.where(length > 0, length, jnp.float32(1))
-    moved = jax.tree.map(lambda leaf, part: leaf + reach.astype(leaf.dtype) * part, params, first.gradient)
+    moved = jax.tree.map(lambda leaf, part: leaf + reach.astype(leaf.dtype) * part, params, known)
     second = estimator(key, value_fn, moved)
     scores = jax.tree.map(
         lambda leaf, one, two: -leaf * ((two - one) / reach.astype(leaf.dtype)), params, first.gradient, second.gradient
     )
+    answered = [jnp.any(jnp.isfinite(part)) for part in jax.tree.leaves(scores)]
+    otherwise = jnp.where(jnp.any(jnp.array(answered)), 0, jnp.nan)
+    scores = jax.tree.map(lambda part: jnp.where(jnp.isfinite(part), part, otherwise.astype(part.dtype)), scores)
     return scores, first.queries + second.queries

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrobust.typing import Array, Estimate, Estimator, Key, Params, PyTree, State
 from jaxrobust.zeroth_order.coordinate import check_floating
-from jaxrobust.zeroth_order.directions import add_scaled, check_directions, mean_of, moved, zeros_to_sum
+from jaxrobust.zeroth_order.directions import add_scaled, check_directions, kept_key, mean_of, moved, zeros_to_sum
 
 
 class LowRankState(NamedTuple):
@@ -48,7 +48,8 @@ def low_rank(directions: int = 1, rank: int = 2, smoothing: float = 1e-3, interv
       An `Estimator` that makes 2 q + 1 queries; its state is a `LowRankState`.
 
     Raises:
-      ValueError: for a number that is not positive; when called, for leaves that are not floats.
+      ValueError: for a number that is not positive; when called, for leaves that are not floats, or a key of another
+        implementation than JAX's default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -70,7 +71,7 @@ def low_rank(directions: int = 1, rank: int = 2, smoothing: float = 1e-3, interv
 
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         check_floating(params)
-        key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+        key = kept_key(key)
         values, aux = value_fn(params)
         renew = state.count % interval == 0
         right = jax.tree.map(lambda new, old: jnp.where(renew, new, old), key, state.key)

@@ -22,7 +22,8 @@ def answers(
       numbers: `[count]`; count is static.
       chunk_size: how many are evaluated at once.
       axis_name: the mapped axis whose devices share the work: the i-th of n takes every n-th number from the i-th on,
-        so that each has its part of every layer. Only answers are gathered. All must have the same data.
+        so that each has its part of every layer. Only answers are gathered. All must have the same data. A last round
+        that is not whole is filled up with queries whose answers nobody reads.
 
     Returns:
       `[count, ...]`, the same on all devices.

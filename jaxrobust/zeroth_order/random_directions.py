@@ -42,7 +42,7 @@ def random_directions(
     Args:
       directions: q, evaluated one after another, so that memory does not depend on it. The quality asked for decides:
         the cosine to the true gradient is about the root of q / (q + d + 1).
-      smoothing: mu > 0. 5e-3, the default of DeepZero.
+      smoothing: mu > 0. 5e-3, the default of DeepZero; too small for a network that computes in 16 bits.
       kind: `"gaussian"`, `"sphere"` (of radius root d), `"rademacher"` or `"orthogonal"`, which keeps d x q numbers.
       antithetic: take both sides of each direction: what is even in f cancels.
 

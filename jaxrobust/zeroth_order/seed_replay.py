@@ -21,6 +21,7 @@ from jaxrobust.zeroth_order.directions import (
     add_scaled,
     check_directions,
     directions_of,
+    kept_key,
     mean_of,
     moved,
     zeros_to_sum,
@@ -61,7 +62,7 @@ def seed_replay(
 
     Raises:
       ValueError: for directions, smoothing or chunk_size that is not positive, or another kind; when called, for leaves
-        that are not floats.
+        that are not floats, or a key of another implementation than JAX's default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -85,6 +86,7 @@ def seed_replay(
     def estimate(key: Key, value_fn: Callable[[Params], tuple[Array, Any]], params: Params, state: State) -> Estimate:
         del state
         check_floating(params)
+        key = kept_key(key)
         values, aux = value_fn(params)
         direction_of = directions_of(kind, key, params, directions)
 

@@ -150,12 +150,14 @@ def importance_selection(weights: Callable[[Params], PyTree], draws: int, key: K
 def layerwise_densities(scores: PyTree, sparsity: float, always: Callable[[Array], bool] | None = None) -> PyTree:
     r"""The share of each leaf's coordinates that one threshold over all leaves keeps.
 
+    Of coordinates at the threshold itself, each leaf keeps the same share, so that the sparsity is met by equal scores.
+
     .. math:: \rho_l = \frac{|\{i \in l : |s_i| \geq t\}|}{d_l}, \quad
               t \text{ the sparsity-quantile of } |s| \text{ over the leaves}
 
     Args:
       scores: tree like params, as `grasp` and `zero_order_grasp` give them.
-      sparsity: share of coordinates below the threshold, in [0, 1).
+      sparsity: share of coordinates left out, in [0, 1).
       always: of a leaf, whether it is taken whole and left out of the threshold; vectors and scalars (biases, the
         parameters of norms) by default.
 
@@ -163,7 +165,7 @@ def layerwise_densities(scores: PyTree, sparsity: float, always: Callable[[Array
       A tree of Python floats in (0, 1]: a leaf below the threshold keeps one coordinate.
 
     Raises:
-      ValueError: for a sparsity outside [0, 1).
+      ValueError: for a sparsity outside [0, 1), or scores that are not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -179,11 +181,16 @@ def layerwise_densities(scores: PyTree, sparsity: float, always: Callable[[Array
     if not ranked:
         return structure.unflatten([1.0] * len(leaves))
     every = np.concatenate(ranked)
-    threshold = np.sort(every)[min(round(sparsity * every.size), every.size - 1)]
+    if lost := int(np.sum(~np.isfinite(every))):
+        raise ValueError(f"scores must be finite, got {lost} of {every.size} that are not: the function gave no answer")
+    left_out = min(round(sparsity * every.size), every.size - 1)
+    threshold = np.sort(every)[left_out]
+    above, level = np.sum(every > threshold), np.sum(every == threshold)
+    share = (every.size - left_out - above) / level
 
     def density(leaf: Array, values: np.ndarray) -> float:
         if whole(leaf) or not leaf.size:
             return 1.0
-        return max(1, int(np.sum(values >= threshold))) / leaf.size
+        return float(max(1, np.sum(values > threshold) + share * np.sum(values == threshold)) / leaf.size)
 
     return structure.unflatten([density(leaf, values) for leaf, values in zip(leaves, sizes, strict=True)])

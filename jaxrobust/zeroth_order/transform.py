@@ -4,8 +4,9 @@
 
 Leaves outside `where` pass the incoming gradient through, so that one part of a network trains by backpropagation and
 another, a black box, by queries. The link stays outside `optax.masked` and `optax.partition`, and comes first: what is
-before it sees another gradient. `optax.MultiSteps` may wrap what follows it; around the link itself it would estimate
-once, from the last function alone.
+before it sees another gradient. `optax.MultiSteps` and `optax.apply_if_finite` may wrap what follows it; around the
+link itself the one would estimate once, from the last function alone, and the other see the incoming gradient in place
+of the estimate.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ class TransformState(NamedTuple):
       count: int32, updates done.
       key: the root of the randomness; the count is folded in.
       estimator: the estimator's state.
-      queries: int32, evaluations of the function so far.
+      queries: int32, evaluations of the function so far; it stays at 2^31 - 1 where there are more.
     """
 
     count: Array
@@ -99,7 +100,8 @@ def as_transform(
             chosen(params),
             state.estimator,
         )
-        queries = state.queries + found.queries
+        most = jnp.iinfo(jnp.int32).max
+        queries = jnp.where(state.queries > most - found.queries, most, state.queries + found.queries)
         after = TransformState(state.count + 1, state.key, found.state, queries)
         # Somebody without any gradient passes None for it.
         return found.gradient if updates is None and where is None else _merged(found.gradient, updates), after

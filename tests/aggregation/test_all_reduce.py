@@ -107,6 +107,33 @@ def test_same_codes_and_order_under_every_axis(run, rule):
     assert state.shared.bits.tolist() == [7 / 8 * 8 * (24 + 32 + 8 * 32)] * WORKERS
 
 
+def test_the_second_step_has_keys_of_its_own():
+    reduce, state = make("data", codec=QSGD, rule=NUMBERED)
+    update = jax.jit(jax.vmap(reduce.update, axis_name="data"))
+    for step in range(2):
+        reduced, state = update(gradients(), state)
+        expected = by_hand(QSGD, NUMBERED, step=step)
+        np.testing.assert_allclose(vector_of(jax.device_get(reduced)), expected, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(by_hand(QSGD, NUMBERED, step=1 - step), expected, rtol=1e-2)
+
+
+def test_the_rule_draws_with_a_key_that_no_worker_has():
+    """Number N in place of a worker's."""
+
+    def told(key, columns, alive, axis):
+        bits = jax.random.bits(key, (), jnp.uint32) >> 8
+        return jnp.full(columns.shape[1], bits.astype(jnp.float32)), jnp.ones(WORKERS)
+
+    reduce, state = make("data", codec=QSGD, rule=rules.stateless(told))
+    update = jax.jit(jax.vmap(reduce.update, axis_name="data"))
+    for step in range(2):
+        reduced, state = update(gradients(), state)
+        keys = [jax.random.fold_in(jax.random.fold_in(KEY, step), number) for number in range(WORKERS + 1)]
+        bits = [float(jax.random.bits(key, (), jnp.uint32) >> 8) for key in keys]
+        assert vector_of(reduced).tolist() == [bits[WORKERS]] * 19
+        assert bits[WORKERS] not in bits[:WORKERS]
+
+
 def test_another_order_of_workers_would_be_caught():
     transposed = np.arange(WORKERS).reshape(4, 2).T.reshape(-1)
     assert not np.allclose(
@@ -261,7 +288,9 @@ def test_the_second_hop_adapts_and_remembers():
 def test_a_reduction_is_copied_and_changed_like_any_transformation():
     reduce = all_reduce("data", rule=rules.median())
     rows, other = jnp.arange(8.0), reduce._replace(init=reduce.init)
-    for alike in (copy.copy(reduce), copy.deepcopy(reduce), other):
+    rebuilt = jax.tree.map(lambda function: function, {"a": reduce})["a"]
+    reduce.note = "an attribute of somebody else's"
+    for alike in (copy.copy(reduce), copy.deepcopy(reduce), other, rebuilt):
         assert (alike.axis, alike.averages, alike.inner) == (reduce.axis, reduce.averages, reduce.inner)
         reduced, _ = jax.vmap(alike.update, (0, None), axis_name="data")(rows, alike.init(rows[0]))
         np.testing.assert_allclose(reduced, jnp.full(8, 3.5))

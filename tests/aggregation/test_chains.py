@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrobust.aggregation import aggregate, all_reduce, joined_value, rules
+from jaxrobust.aggregation import aggregate, all_reduce, codecs, joined_value, rules
 
 WORKERS, STEPS, RATE = 5, 4, 0.1
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.3, -0.7])}
@@ -153,6 +153,28 @@ def test_a_mask_reduces_some_leaves_and_leaves_the_others():
     found, expected = distributed(make), by_hand(make, join)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
     np.testing.assert_array_equal(found["b"], PARAMS["b"])
+
+
+@pytest.mark.parametrize(
+    "codec", [codecs.float32(), codecs.qsgd(4, 8), codecs.alq(3, 8)], ids=["whole", "packed", "adaptive"]
+)
+def test_a_label_that_no_leaf_bears_is_no_work(codec):
+    reduce = all_reduce("data", codec=codec, rule=MEDIAN, key=jax.random.key(0))
+    chain = optax.partition({"reduced": reduce, "own": optax.sgd(RATE)}, {"w": "own", "b": "own"})
+    step = jax.vmap(lambda rows, state: chain.update(rows, state)[0], (0, None), axis_name="data")
+    updates = step(targets(), chain.init(PARAMS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -RATE * b, rtol=1e-6), updates, targets())
+
+
+def test_a_value_is_joined_as_a_reduction_joins_metrics():
+    reduce = all_reduce("data", rule=MEDIAN)
+
+    def slope(target):
+        value = joined_value(lambda x: (x - target) ** 2, lambda tree: reduce.combine(tree, reduce.init(target)))
+        return jax.value_and_grad(value)(0.0)
+
+    values, slopes = jax.vmap(slope, axis_name="data")(jnp.array([1.0, 3.0, 100.0]))
+    assert (values.tolist(), slopes.tolist()) == ([9.0] * 3, [-6.0] * 3)
 
 
 def test_clipping_before_the_reduction_is_each_workers_own():

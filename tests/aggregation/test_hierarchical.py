@@ -96,8 +96,31 @@ def test_slices_round_by_keys_of_their_own_and_levels_are_equal_everywhere():
     same = jnp.tile(rows(16)[:, :, :8], 2)
     reduced, state = on_one_device(reduce, same)
     assert not np.array_equal(reduced[0, 0, :8], reduced[0, 0, 8:])
-    levels = np.asarray(state.shared.codec.levels).reshape(HOSTS * DEVICES, -1)
-    np.testing.assert_array_equal(levels, np.broadcast_to(levels[0], levels.shape))
+    # Where slices differ, so do their statistics, and all of them move all levels.
+    both = make(codec=codecs.alq(3, 8, statistics=statistics), broadcast_codec=codecs.alq(4, 8, statistics=statistics))
+    scaled = rows(64) * jnp.where(jnp.arange(64) < 32, 1.0, jnp.linspace(0.1, 30.0, 64) ** 2)
+    _, state = on_one_device(both, scaled)
+    for levels in (state.shared.codec.levels, state.shared.broadcast.levels):
+        levels = np.asarray(levels).reshape(HOSTS * DEVICES, -1)
+        np.testing.assert_array_equal(levels, np.broadcast_to(levels[0], levels.shape))
+    # The control: the statistics of half of the slices give other levels.
+    _, halved = on_one_device(both, jnp.tile(scaled[:, :, :32], 2))
+    assert not np.array_equal(halved.shared.codec.levels, state.shared.codec.levels)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, 1e6])
+def test_what_ails_one_slice_of_a_group_is_said_by_all(value):
+    """Coordinate 3 of group 2 is in its first device's slice alone."""
+    clean = 1 + 0.1 * rows(40)
+    reduced, state = on_one_device(make(rule=rules.median()), clean.at[2, 1, 3].set(value))
+    assert np.unique(state.shared.dropped).tolist() == [int(np.isnan(value))]
+    assert np.unique(state.shared.suspicion.suspect).tolist() == [2]
+    if np.isnan(value):
+        # It is left out as a whole: in no slice has it a say.
+        others = jnp.median(clean.mean(1)[jnp.array([0, 1, 3])], axis=0)
+        np.testing.assert_allclose(reduced[1, 1], others, rtol=1e-6)
+    _, state = on_one_device(make(rule=rules.median()), clean)
+    assert (np.unique(state.shared.dropped).tolist(), np.unique(state.shared.suspicion.suspect).tolist()) == ([0], [-1])
 
 
 def test_a_hostile_worker_makes_its_group_suspect():

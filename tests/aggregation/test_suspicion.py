@@ -153,6 +153,25 @@ def test_equal_lengths_are_no_repetition():
     assert int(state.shared.suspicion.suspicions) == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: jnp.sign(rows),
+        lambda rows: jnp.stack([rows[0], -rows[0], rows[0], -rows[0]]),
+        lambda rows: jnp.stack([rows[0, :, :256] * 2.0**power for power in range(4)]),
+    ],
+    ids=["signs", "turned round", "doubled"],
+)
+def test_gradients_whose_bits_are_alike_are_no_repetition(change):
+    rows = change(gradients_of(4, 40))
+    state, _ = run(all_reduce("data", rule=rules.median()), rows)
+    assert int(state.shared.suspicion.suspicions) == 0
+    # The control: the same worker's same gradient again is one.
+    again = rows.at[-1, FAULTY].set(rows[-2, FAULTY])
+    state, _ = run(all_reduce("data", rule=rules.median()), again)
+    assert (int(state.shared.suspicion.suspect), int(state.shared.suspicion.suspicions)) == (FAULTY, 1)
+
+
 def test_what_says_nothing_names_nobody():
     nothing = jnp.zeros((WORKERS, 3))
     state = no_suspicion()

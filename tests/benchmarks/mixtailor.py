@@ -182,6 +182,8 @@ def logistic_regression(alike):
 
 def convex(steps="20000"):
     """Print the gradient's length, relative to the first, under every attack."""
+    if int(steps) < 100:
+        raise SystemExit(f"steps must be at least 100, got {steps}")
     marks = [int(steps) // 100, int(steps) // 10, int(steps)]
     rule = rules.mixtailor(rules.mixtailor_pool(FAULTY))
     print(f"problem | data alike | attack | gradient's length after {', '.join(map(str, marks))} steps over the first")

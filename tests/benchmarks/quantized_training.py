@@ -53,6 +53,7 @@ SWEEP = {
     codec: [f"{codec}-{bits}-{bucket}{every}" for bits in (2, 3, 4) for bucket in (1024, 8192) for every in schedules]
     for codec, schedules in SCHEDULES.items()
 }
+MARKERS = {"2": "o", "3": "s", "4": "D"}
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -188,10 +189,10 @@ def figure(path, rows):
         mine = [row for row in rows if row["scheme"] == scheme]
         bits = [point["entropy"] for row in mine for point in row["along"] if point["entropy"] is not None]
         found = np.mean([100 * row["accuracy"] for row in mine])
-        if bits and found > 25:
+        if bits and found > 25 and width in MARKERS:
             face = {"color": f"C{names.index(name) % 10}"} | ({} if bucket == "1024" else {"mfc": "white"})
             first_of_name = name not in [line.get_label() for line in axes[1, 1].lines]
-            axes[1, 1].plot(np.mean(bits), found, "osD"[int(width) - 2], label=name if first_of_name else None, **face)
+            axes[1, 1].plot(np.mean(bits), found, MARKERS[width], label=name if first_of_name else None, **face)
     axes[1, 1].axhline(np.mean([100 * row["accuracy"] for row in rows if row["scheme"] == "float32-32-1"]), color="k")
     axes[1, 1].set(
         title="Test accuracy, %; the line is exact averaging",

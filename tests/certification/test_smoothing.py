@@ -99,6 +99,14 @@ def test_a_prediction_abstains_at_the_boundary():
         for key in jax.random.split(KEY, 300)
     ]
     assert answers.count(0) / 300 < 0.05
+    # Of two classes that are equally probable any answer is wrong; a one-sided test would give twice as many.
+    alpha, runs, given = 0.05, 1500, []
+    for key in jax.random.split(jax.random.key(1), runs):
+        found = certification.predict(key, linear, image(0.0), sigma=0.25, samples=100, failure_probability=alpha)
+        given.append((found.label != ABSTAIN, found.p_value / 2 <= alpha))
+    assert np.mean(given, axis=0)[0] < alpha + 4 * np.sqrt(alpha * (1 - alpha) / runs) < np.mean(given, axis=0)[1]
+    with pytest.raises(ValueError, match="logits of two classes or more, got 1"):
+        certification.predict(KEY, lambda images: images[:, :1], image(0.0), samples=10)
 
 
 def test_certified_accuracy_by_radius():
@@ -113,6 +121,10 @@ def test_certified_accuracy_by_radius():
     # The last one is mislabelled, however large its radius.
     assert found.curve == {0.0: 0.75, 0.2: 0.5, 0.4: 0.25, 0.55: 0.0}
     assert found.metrics == {"certified": 0.75, "abstained": 0.0}
+    # Equal images have noise of their own: their certified radii differ.
+    twins = data.arrays(np.stack([points[2]] * 3), np.array([1, 1, 1]), shuffle=False)
+    at = certification.certified(0.4, tuple(np.linspace(0.2, 0.5, 300)), samples=200)(KEY, centered, twins).curve
+    assert len(set(at.values())) > 2
     few = certification.certified(0.4, (0.0,), samples=10, examples=2)(KEY, centered, source)
     assert few.metrics == {"certified": 0.0, "abstained": 1.0}
 

@@ -128,6 +128,24 @@ def test_steepening_moves_energy_and_makes_none():
     assert np.abs(made(aliased)) > 0.1
 
 
+def test_waves_that_are_not_kept_have_no_part_in_products():
+    """States from outside, a corrector's say, have all waves."""
+    line, plane, dt = Periodic(24, LENGTH), Periodic(18, 2 * np.pi, 2), 1e-3
+    (k,), square = line.wavenumbers, sum(k**2 for k in plane.wavenumbers)
+    flow = solvers.kolmogorov(18, dt, viscosity=0.05, drag=0.0, order=1)
+    rows = [
+        (line, kuramoto_sivashinsky(24, dt, order=1), k**2 - k**4, (24,)),
+        (plane, flow, -0.05 * square, (18, 18)),
+    ]
+    for grid, step, linear, shape in rows:
+        full = np.random.default_rng(0).standard_normal(shape)
+        kept = grid.field(grid.kept * grid.spectrum(full))
+        found, expected = (transfer(step, u, grid, linear, dt) for u in (full, kept))
+        np.testing.assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
+        # The control: other waves that are kept do.
+        assert np.abs(transfer(step, 1.1 * kept, grid, linear, dt) - expected).max() > 1e-3 * np.abs(expected).max()
+
+
 def test_the_mean_is_kept_by_one_and_decays_in_the_other():
     u = start(24, 1) + 0.7
     np.testing.assert_allclose(kuramoto_sivashinsky(substeps=4)(u).mean(-1), 0.7, atol=1e-12)

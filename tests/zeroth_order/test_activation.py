@@ -13,8 +13,10 @@ from flax import nnx
 from jaxrobust import geometry, models, objectives
 from jaxrobust.typing import Batch
 from jaxrobust.zeroth_order import activation, coordinate
+from jaxrobust.zeroth_order.activation import probes
 
-KEY, SIZE = jax.random.key(0), 12
+# Six queries tell up to twenty examples apart, and one moves nobody.
+KEY, SIZE, PROBE = jax.random.key(0), 12, 6 + 1
 IMAGES = jax.random.uniform(jax.random.key(1), (SIZE, 6, 6, 2))
 LABELS = jnp.arange(SIZE) % 4
 
@@ -122,7 +124,7 @@ def test_queries_are_units_where_they_are_fewer_than_weights():
     jax.block_until_ready(found)
     jax.effects_barrier()
     # Five units of the first layer, four of the second, five scales by weight or unit, the losses and the probes.
-    assert len(calls) == int(found.queries) == 5 + 4 + 5 + 1 + 5
+    assert len(calls) == int(found.queries) == 5 + 4 + 5 + 1 + PROBE
 
 
 def test_branches_that_meet_share_their_units():
@@ -132,7 +134,7 @@ def test_branches_that_meet_share_their_units():
     # conv 3x3x2x4 by weight (36 places x 4 channels are more), its bias, scale and shift by weight; the two branches by
     # their 3 x 3 x 8 common units; the dense layers by 6 and 4 units.
     counted = estimated(activation(), losses_of(logits), params)
-    assert int(counted.queries) == (72 + 4 + 4 + 4) + 72 + 6 + 4 + 1 + 5
+    assert int(counted.queries) == (72 + 4 + 4 + 4) + 72 + 6 + 4 + 1 + PROBE
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -151,7 +153,7 @@ def test_two_uses_of_one_leaf_are_summed():
 
     found = estimated(activation(1e-3, central=True), losses, params)
     np.testing.assert_allclose(found.gradient["w"], exact(losses, params)["w"], atol=1e-3)
-    assert int(found.queries) == 2 * (4 + 4) + 1 + 5
+    assert int(found.queries) == 2 * (4 + 4) + 1 + PROBE
     # The control: one use alone is another gradient.
     still = jax.lax.stop_gradient(params["w"])
     alone = exact(lambda p: jnp.sum((jnp.tanh(IMAGES[:, 0, :2].reshape(SIZE, 4) @ still) @ p["w"]) ** 2, 1), params)
@@ -217,6 +219,36 @@ def test_every_coupling_is_seen(name):
     assert np.isnan(flat(found.gradient)).all()
 
 
+@pytest.mark.parametrize("batch", [2, 3, 6, 7, 20, 21, 256])
+def test_of_any_two_examples_each_is_moved_without_the_other(batch):
+    asked = probes(batch)
+    assert not asked[0].any()
+    apart = np.einsum("qi,qj->ij", asked.astype(int), (~asked).astype(int))
+    assert (apart[~np.eye(batch, dtype=bool)] > 0).all()
+    assert len(asked) - 1 == {2: 2, 3: 3, 6: 4, 7: 5, 20: 6, 21: 7, 256: 11}[batch]
+    # The control: halves at random leave some together.
+    random = np.random.default_rng(0).random((4, 2)) < 0.5
+    assert (np.einsum("qi,qj->ij", random.astype(int), (~random).astype(int)) == 0).sum() > 2
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_a_loss_that_one_other_example_moves_is_refused(batch):
+    params = {"w": 0.3 * jax.random.normal(KEY, (8, 3))}
+
+    @jax.jit
+    def gradient(moving, moved, weight):
+        def losses(params):
+            z = jnp.tanh(INPUTS[:batch] @ params["w"])
+            return jnp.sum(z**2, axis=1) + weight * jnp.where(jnp.arange(batch) == moved, jnp.sum(z[moving]), 0.0)
+
+        return activation()(KEY, losses, params).gradient["w"]
+
+    for moving in range(batch):
+        for moved in range(batch):
+            assert np.isnan(gradient(moving, moved, 1.0)).all() == (moving != moved)
+            assert np.isfinite(gradient(moving, moved, 0.0)).all()
+
+
 def test_steps_are_divided_by_what_is_left_of_them():
     params, images = {"w": jnp.linspace(1.0, 2.0, 24).reshape(8, 3)}, INPUTS.astype(jnp.bfloat16)
 
@@ -238,7 +270,7 @@ def test_what_only_the_second_result_uses_is_no_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = activation()(KEY, with_aux, params, has_aux=True)
-    assert int(found.queries) == 5 + 4 + 5 + 1 + 5
+    assert int(found.queries) == 5 + 4 + 5 + 1 + PROBE
     assert found.aux["norm"] > 0
 
 

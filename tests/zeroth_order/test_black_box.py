@@ -91,6 +91,27 @@ def test_a_query_that_fails_harms_no_other():
     assert np.isfinite(updates).all()
 
 
+class Awkward:
+    """Refuses to be an array, as a tensor with a gradient does."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("call detach first")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("answer", [Awkward(), 10**400, "far", None, np.float64(1e300)], ids=lambda a: type(a).__name__)
+def test_whatever_is_no_number_costs_a_query_and_no_more(answer, batched):
+    def one(z):
+        return answer if z[0] > 5 else float(z[0])
+
+    box = black_box((lambda rows: [one(row) for row in rows]) if batched else one, batched=batched)
+    found = jax.jit(jax.vmap(box))(jnp.array([[1.0], [9.0], [3.0]]))
+    np.testing.assert_array_equal(found, [1.0, np.nan, 3.0])
+    assert [failure.query for failure in box.failures] == [1]
+    if isinstance(answer, Awkward):
+        assert box.failures[0].reason == "gave Awkward, no numbers: RuntimeError: call detach first"
+
+
 def test_a_batch_that_fails_as_a_whole_is_asked_one_by_one():
     def whole(rows):
         if len(rows) > 1 and np.any(rows[:, 0] > 8):

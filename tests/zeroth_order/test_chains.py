@@ -43,7 +43,6 @@ CHAINS = {
         head, optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.1, 0.0, 5))
     ),
     "finite": lambda head: optax.chain(head, optax.apply_if_finite(optax.sgd(0.05), 2)),
-    "all inside finite": lambda head: optax.apply_if_finite(optax.chain(head, optax.sgd(0.05)), 2),
     "multi steps behind": lambda head: optax.chain(
         head, optax.MultiSteps(optax.sgd(0.05), EVERY).gradient_transformation()
     ),
@@ -131,6 +130,34 @@ def test_a_value_that_is_not_finite_is_skipped():
     chain = CHAINS["finite"](as_transform(coordinate(), KEY))
     assert close(run(chain, broken, steps=2), PARAMS)
     assert not np.isfinite(run(CHAINS["sgd"](as_transform(coordinate(), KEY)), broken, steps=2)["w"]).all()
+
+
+def test_around_the_link_others_see_what_comes_in():
+    """The documented limits: the guard sees the incoming zeros, and the accumulator the last function alone."""
+
+    def broken(params):
+        return losses(params) * jnp.nan
+
+    link = as_transform(coordinate(central=True), KEY)
+    assert close(run(optax.chain(link, optax.apply_if_finite(optax.sgd(0.05), 2)), broken, steps=1), PARAMS)
+    around = run(optax.apply_if_finite(optax.chain(link, optax.sgd(0.05)), 2), broken, steps=1)
+    assert np.isnan(around["w"]).all()
+    accumulated = optax.MultiSteps(optax.chain(link, optax.sgd(0.05)), 2).gradient_transformation()
+    zeros, state = jax.tree.map(jnp.zeros_like, PARAMS), accumulated.init(PARAMS)
+    for rows in (slice(4), slice(4, 12)):
+        updates, state = accumulated.update(zeros, state, PARAMS, value_fn=lambda p, rows=rows: losses(p, rows))
+    last = run(CHAINS["sgd"](exact()), lambda params: losses(params, slice(4, 12)), steps=1)
+    assert close(optax.apply_updates(PARAMS, updates), last)
+
+
+def test_the_count_of_queries_stays_at_its_largest():
+    link = as_transform(coordinate(), KEY)
+    state = link.init(PARAMS)._replace(queries=jnp.int32(2**31 - 5))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    _, state = link.update(zeros, state, PARAMS, value_fn=losses)
+    assert int(state.queries) == 2**31 - 1
+    _, state = link.update(zeros, link.init(PARAMS), PARAMS, value_fn=losses)
+    assert int(state.queries) == 1 + sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
 
 
 def test_what_comes_before_sees_another_gradient():

@@ -50,6 +50,45 @@ def test_queries_are_counted_right(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_where_the_function_is_no_number_the_gradient_is_none(name):
+    """What guards against it, as `optax.apply_if_finite`, must see it."""
+    estimator, _ = ROWS[name]
+    point = {"x": jnp.array([-1.0, 2.0])}
+    broken, sound = (
+        jax.jit(lambda params, f=f: estimator(jax.random.key(0), lambda p: jnp.sum(f(p["x"])), params))(point)
+        for f in (jnp.log, jnp.exp)
+    )
+    assert np.isnan(broken.gradient["x"]).all()
+    assert np.isnan(broken.value)
+    assert np.isfinite(sound.gradient["x"]).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_plain_numbers_are_parameters_too(name):
+    estimator, _ = ROWS[name]
+    found = estimator(jax.random.key(0), lambda p: p["s"] ** 2, {"s": 1.5})
+    array = estimator(jax.random.key(0), lambda p: p["s"] ** 2, {"s": jnp.float32(1.5)})
+    np.testing.assert_array_equal(found.gradient["s"], array.gradient["s"])
+    assert float(found.gradient["s"]) > 0 or name in ("random_directions", "sphere", "rademacher")
+
+
+@pytest.mark.parametrize("name", ["seed_replay", "low_rank"])
+def test_states_hold_old_keys_and_refuse_what_they_cannot(name):
+    estimator, _ = ROWS[name]
+
+    def step(state, key):
+        found = estimator(key, losses, PARAMS, state)
+        return found.state, found.gradient["a"]
+
+    raw = jnp.stack([jax.random.PRNGKey(number) for number in range(3)])
+    _, old = jax.lax.scan(step, estimator.init(PARAMS), raw)
+    _, new = jax.lax.scan(step, estimator.init(PARAMS), jax.random.wrap_key_data(raw))
+    np.testing.assert_array_equal(old, new)
+    with pytest.raises(ValueError, match="key must be of the default implementation, threefry2x32, got rbg"):
+        estimator(jax.random.key(0, impl="rbg"), losses, PARAMS)
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_value_aux_and_shapes(name):
     estimator, _ = ROWS[name]
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxrobust.zeroth_order import forward_gradient, low_rank
+from jaxrobust.zeroth_order import forward_gradient, low_rank, random_directions
 
 SLOPE = jnp.linspace(-1.0, 2.0, 30).reshape(6, 5)
 MATRIX = {"w": jnp.zeros((6, 5))}
@@ -22,6 +23,25 @@ def test_unbiased_over_keys():
     assert (np.abs(samples.mean(0) - SLOPE) / deviation).max() < 4.5
     # Without the root of the rank it would be three times as long.
     assert (np.abs(3 * samples.mean(0) - SLOPE) / deviation).max() > 10
+
+
+def test_more_directions_spread_less():
+    """Were all of them one, q would change nothing."""
+
+    def spread(directions):
+        drawn = jax.jit(jax.vmap(lambda key: low_rank(directions, rank=3)(key, linear, MATRIX).gradient["w"]))
+        return np.asarray(drawn(jax.random.split(jax.random.key(1), 1000)), np.float64).var(0).sum()
+
+    assert spread(1) / spread(8) == pytest.approx(8, rel=0.25)
+
+
+def test_both_sides_cancel_what_is_even():
+    def even(params):
+        return jnp.sum(jnp.cos(params["w"]))
+
+    found = low_rank(4, smoothing=0.1)(jax.random.key(0), even, MATRIX).gradient["w"]
+    one_sided = random_directions(4, smoothing=0.1)(jax.random.key(0), even, MATRIX).gradient["w"]
+    assert np.abs(found).max() < 1e-3 < 0.05 < np.abs(one_sided).max()
 
 
 def test_rank_and_axes():
@@ -59,3 +79,14 @@ def test_forward_gradients_are_exact_along_their_directions():
     assert (
         np.abs(forward_gradient(15, "orthogonal")(jax.random.key(0), curved, MATRIX).gradient["w"] - exact).max() > 0.1
     )
+
+
+def test_forward_gradients_are_unbiased_over_keys():
+    estimator, count = forward_gradient(2), 4000
+    drawn = jax.jit(jax.vmap(lambda key: estimator(key, linear, MATRIX).gradient["w"]))
+    samples = np.asarray(drawn(jax.random.split(jax.random.key(0), count)), np.float64)
+    deviation = samples.std(0) / np.sqrt(count)
+    assert (np.abs(samples.mean(0) - SLOPE) / deviation).max() < 4.5
+    # Directions that do not follow the key would not spread at all.
+    assert samples.std(0).min() > 0.1
+    assert (np.abs(2 * samples.mean(0) - SLOPE) / deviation).max() > 10

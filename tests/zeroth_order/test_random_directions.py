@@ -84,6 +84,8 @@ def test_every_kind_has_the_identity_as_second_moment(kind):
     moment, count = np.einsum("ski,skj->ij", vectors, vectors) / 6000, 6000
     deviation = np.sqrt((1 + 2 * np.eye(DIMENSION)) / count)
     assert (np.abs(moment - np.eye(DIMENSION)) / deviation).max() < 5
+    # No side is preferred: a frame as a decomposition gives it, its signs not drawn, prefers one.
+    assert np.abs(vectors.mean(0)).max() < 5 / np.sqrt(2000)
     # The unit sphere without its factor, and directions that repeat, would be caught.
     assert (np.abs(moment / DIMENSION - np.eye(DIMENSION)) / deviation).max() > 5
     assert np.abs(np.einsum("si,si->s", vectors[:, 0], vectors[:, 1])).max() < 0.9 * DIMENSION

@@ -12,6 +12,7 @@ from scipy import stats
 from jaxrobust import data
 from jaxrobust.typing import Estimator
 from jaxrobust.zeroth_order import (
+    black_box,
     coordinate,
     grasp,
     importance_selection,
@@ -125,6 +126,40 @@ def test_densities_by_hand():
     # A leaf whose scores are all small keeps one coordinate.
     assert layerwise_densities({"a": scores["a"], "z": jnp.zeros((2, 2))}, 0.5) == {"a": 1.0, "z": 0.25}
     assert layerwise_densities(scores, 0.5, always=lambda leaf: leaf.shape == (2, 2))["b"] == 1.0
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.9])
+def test_equal_scores_keep_the_sparsity(sparsity):
+    """A network whose last layer starts at zero has many scores of 0."""
+    scores = {"a": jnp.zeros((10, 10)), "b": jnp.maximum(jnp.arange(100.0) - 49, 0).reshape(10, 10)}
+    found = layerwise_densities(scores, sparsity)
+    assert sum(100 * share for share in found.values()) == pytest.approx(200 * (1 - sparsity), abs=1.01)
+    # A leaf keeps one at least.
+    assert found["b"] > found["a"]
+
+
+def test_a_lost_query_costs_its_own_score_alone():
+    losses = lambda point: jnp.sum(jnp.arange(1.0, 7.0) * point**3)  # noqa: E731
+    calls = []
+
+    def sometimes(z):
+        calls.append(0)
+        if len(calls) == 4:
+            raise OSError("away")
+        return float(losses(z))
+
+    box, point = black_box(sometimes), jnp.linspace(1.0, 2.0, 6)
+    found, _ = zero_order_grasp(KEY, box, point, coordinate(chunk_size=1))
+    exact, _ = zero_order_grasp(KEY, losses, point, coordinate(chunk_size=1))
+    lost = np.flatnonzero(np.asarray(found) == 0)
+    assert (len(lost), len(box.failures)) == (1, 1)
+    # The others are not moved along the one that is not known, which in this function changes nothing for them but the
+    # length of the step.
+    np.testing.assert_allclose(np.delete(found, lost), np.delete(exact, lost), rtol=0.15)
+    nothing, _ = zero_order_grasp(KEY, lambda point: losses(point) * jnp.nan, point, coordinate())
+    assert np.isnan(nothing).all()
+    with pytest.raises(ValueError, match="scores must be finite, got 6 of 6 that are not"):
+        layerwise_densities({"w": nothing.reshape(2, 3)}, 0.5)
 
 
 def digits_losses():

@@ -17,6 +17,7 @@ def small_blocks(monkeypatch):
     """Blocks of eight buckets, for whatever is longer than sixteen."""
     monkeypatch.setattr(quantization, "BLOCK", 8 * BUCKET)
     monkeypatch.setattr(quantization, "LONG", 16 * BUCKET)
+    monkeypatch.setattr(quantization, "SHORT", 0)
 
 
 def message(codec, length):
@@ -24,8 +25,8 @@ def message(codec, length):
     return jax.jit(lambda x: codec.encode(KEY, x, codec.init(length))[0])(x)
 
 
-# Whole blocks; a bucket and a ragged end over; too short for blocks.
-@pytest.mark.parametrize("length", [1024, 1035, 100])
+# Whole blocks; a bucket and a ragged end over; too short for blocks, with a ragged end.
+@pytest.mark.parametrize("length", [1024, 1039, 103])
 def test_blocks_change_no_code(length, request):
     codec = codecs.qsgd_inf(3, BUCKET)
     whole = message(codec, length)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust.aggregation import codecs
-from jaxrobust.aggregation.codecs import levels
+from jaxrobust.aggregation.codecs import levels, quantization
 
 GRID = 256
 DRAWS = jnp.asarray((np.arange(GRID) + 0.5) / GRID, jnp.float32)
@@ -101,3 +101,10 @@ def test_other_levels_compile_nothing_anew():
         found = levels.arbitrary(jnp.array([-1.0, middle, 1.0])).rounding
         np.testing.assert_array_equal(lane(found, r, u), found(r, u))
     assert lane._cache_size() == 1
+    codec, x = codecs.alq(3, 64), jnp.linspace(-1.0, 1.0, 300)
+    shared, own = codec.init(300)
+    before = quantization._rounded_lane._cache_size()
+    for middle in (0.1, 0.2, 0.3):
+        moved = shared._replace(levels=shared.levels.at[3].set(-middle).at[4].set(middle))
+        codec.encode(jax.random.key(0), x, (moved, own))
+    assert quantization._rounded_lane._cache_size() <= before + 1

@@ -394,6 +394,26 @@ def test_mixtailor_draws_uniformly_and_by_its_key():
     assert chi_square(np.full(4, 1500)) > 21.1
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda member: rules.mixtailor([member, member]), lambda member: rules.bucketing(member, size=1)],
+    ids=["mixtailor", "bucketing"],
+)
+def test_what_is_inside_draws_with_a_key_of_its_own(wrap):
+    def told(key, columns, alive, axis):
+        bits = (jax.random.bits(key, (), jnp.uint32) >> 8).astype(jnp.float32)
+        return jnp.full(columns.shape[1], bits), jnp.ones(columns.shape[0])
+
+    rule, keys = wrap(rules.stateless(told)), jax.random.split(jax.random.key(2), 50)
+    apply = jax.jit(
+        jax.vmap(lambda key: rule.apply(key, jnp.ones((4, 1)), jnp.ones(4, bool), rule.init(4, 1), None)[0])
+    )
+    inside = np.asarray(apply(keys))[:, 0]
+    outside = np.asarray(jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32) >> 8)(keys), np.float32)
+    assert len(np.unique(inside)) == 50
+    assert not np.isin(inside, outside).any()
+
+
 def test_mixtailor_keeps_each_members_memory(rows):
     pool = [rules.centered_clipping(1.0), rules.mean(), rules.centered_clipping(2.0)]
     rule = rules.mixtailor(pool)
