@@ -76,10 +76,10 @@ def kept_key(key: Key) -> Key:
       ValueError: for a key of another implementation, whose shape no `init` can know.
     """
     key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-    default = jax.config.jax_default_prng_impl
-    if str(jax.random.key_impl(key)) != default:
+    found, default = (jax.random.key_impl(each) for each in (key, jax.random.key(0)))
+    if found != default:
         raise ValueError(
-            f"key must be of the default implementation, {default}, got {jax.random.key_impl(key)}: a state holds it; "
+            f"key must be of the default implementation, {default}, got {found}: a state holds it; "
             "set jax_default_prng_impl"
         )
     return key
