@@ -1,5 +1,6 @@
 """Two levels: exact inside a group, packed between groups."""
 
+import functools
 import importlib
 
 import jax
@@ -27,9 +28,13 @@ def stacked(reduce, rows):
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (HOSTS, DEVICES, *jnp.shape(leaf))), state)
 
 
+@functools.cache
+def program(reduce):
+    return jax.jit(jax.vmap(jax.vmap(reduce.update, axis_name="device"), axis_name="host"))
+
+
 def on_one_device(reduce, rows):
-    inner = jax.vmap(reduce.update, axis_name="device")
-    return jax.jit(jax.vmap(inner, axis_name="host"))(rows, stacked(reduce, rows))
+    return program(reduce)(rows, stacked(reduce, rows))
 
 
 def compiled(reduce, rows):
@@ -90,15 +95,16 @@ def test_a_rule_sees_whole_vectors_and_not_slices():
     assert not np.allclose(jnp.concatenate(halves), expected, atol=1e-3)
 
 
-def test_slices_round_by_keys_of_their_own_and_levels_are_equal_everywhere():
-    statistics = codecs.Statistics(codecs.steps((0,), 1))
-    reduce = make(codec=codecs.alq(3, 8, statistics=statistics))
-    same = jnp.tile(rows(16)[:, :, :8], 2)
-    reduced, state = on_one_device(reduce, same)
+def test_slices_round_by_keys_of_their_own():
+    reduced, _ = on_one_device(make(codec=CODEC), jnp.tile(rows(16)[:, :, :8], 2))
     assert not np.array_equal(reduced[0, 0, :8], reduced[0, 0, 8:])
-    # Where slices differ, so do their statistics, and all of them move all levels.
+
+
+def test_levels_are_equal_everywhere():
+    statistics = codecs.Statistics(codecs.steps((0,), 1))
     both = make(codec=codecs.alq(3, 8, statistics=statistics), broadcast_codec=codecs.alq(4, 8, statistics=statistics))
     scaled = rows(64) * jnp.where(jnp.arange(64) < 32, 1.0, jnp.linspace(0.1, 30.0, 64) ** 2)
+    # Where slices differ, so do their statistics, and all of them move all levels.
     _, state = on_one_device(both, scaled)
     for levels in (state.shared.codec.levels, state.shared.broadcast.levels):
         levels = np.asarray(levels).reshape(HOSTS * DEVICES, -1)
@@ -111,15 +117,15 @@ def test_slices_round_by_keys_of_their_own_and_levels_are_equal_everywhere():
 @pytest.mark.parametrize("value", [jnp.nan, 1e6])
 def test_what_ails_one_slice_of_a_group_is_said_by_all(value):
     """Coordinate 3 of group 2 is in its first device's slice alone."""
-    clean = 1 + 0.1 * rows(40)
-    reduced, state = on_one_device(make(rule=rules.median()), clean.at[2, 1, 3].set(value))
+    clean, reduce = 1 + 0.1 * rows(40), make(rule=rules.median())
+    reduced, state = on_one_device(reduce, clean.at[2, 1, 3].set(value))
     assert np.unique(state.shared.dropped).tolist() == [int(np.isnan(value))]
     assert np.unique(state.shared.suspicion.suspect).tolist() == [2]
     if np.isnan(value):
         # It is left out as a whole: in no slice has it a say.
         others = jnp.median(clean.mean(1)[jnp.array([0, 1, 3])], axis=0)
         np.testing.assert_allclose(reduced[1, 1], others, rtol=1e-6)
-    _, state = on_one_device(make(rule=rules.median()), clean)
+    _, state = on_one_device(reduce, clean)
     assert (np.unique(state.shared.dropped).tolist(), np.unique(state.shared.suspicion.suspect).tolist()) == ([0], [-1])
 
 
@@ -134,8 +140,7 @@ def test_a_hostile_worker_makes_its_group_suspect():
 def test_a_group_lags_where_all_of_its_slices_do():
     """Group 2 repeats the first half of its mean gradient, which is one device's slice; then all of it."""
     reduce = make(rule=rules.median())
-    step = jax.jit(jax.vmap(jax.vmap(reduce.update, axis_name="device"), axis_name="host"))
-    fresh, other = rows(40), jax.random.normal(jax.random.key(5), (HOSTS, DEVICES, 40))
+    step, fresh, other = program(reduce), rows(40), jax.random.normal(jax.random.key(5), (HOSTS, DEVICES, 40))
     for repeated, named in ((20, -1), (40, 2)):
         state = stacked(reduce, fresh)
         _, state = step(fresh, state)
