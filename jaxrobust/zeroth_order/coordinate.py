@@ -41,7 +41,8 @@ def coordinate(
     Args:
       smoothing: mu > 0. 5e-3, the default of DeepZero, suits float32 and losses of order 1. A network that
         computes in 16 bits rounds such a step away: take 0.25 for bfloat16, or evaluate it in float32. Near a minimum,
-        where gradients are small beside the curvature, take both sides and a tenth of it.
+        where gradients are small beside the curvature and beside the rounding of losses, take both sides, a tenth of it
+        and 64 bits.
       central: take both sides, for smooth functions.
       chunk_size: coordinates evaluated at once; memory grows with it, the result does not depend on it. Besides, the
         function's intermediate values at params are kept, as backprop keeps them.
