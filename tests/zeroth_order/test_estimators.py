@@ -69,7 +69,7 @@ def test_plain_numbers_are_parameters_too(name):
     found = estimator(jax.random.key(0), lambda p: p["s"] ** 2, {"s": 1.5})
     array = estimator(jax.random.key(0), lambda p: p["s"] ** 2, {"s": jnp.float32(1.5)})
     np.testing.assert_array_equal(found.gradient["s"], array.gradient["s"])
-    assert float(found.gradient["s"]) > 0 or name in ("random_directions", "sphere", "rademacher")
+    assert float(found.gradient["s"]) > 0
 
 
 @pytest.mark.parametrize("name", ["seed_replay", "low_rank"])

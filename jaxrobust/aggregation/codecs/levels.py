@@ -150,7 +150,7 @@ def arbitrary(values: np.ndarray | Array) -> Levels:
 
     Returns:
       The `Levels`. Numbers are compared with every threshold: a search by halving reads tables at places that differ
-      from number to number, which takes four times as long for 256 levels.
+      from number to number, which takes longer.
 
     Example:
       >>> import jax.numpy as jnp
