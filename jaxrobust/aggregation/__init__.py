@@ -4,10 +4,6 @@ from jaxrobust.aggregation import attackers as attackers
 from jaxrobust.aggregation import codecs as codecs
 from jaxrobust.aggregation import rules as rules
 from jaxrobust.aggregation.aggregator import as_aggregator as as_aggregator
-from jaxrobust.aggregation.all_reduce import Own as Own
-from jaxrobust.aggregation.all_reduce import ReduceState as ReduceState
-from jaxrobust.aggregation.all_reduce import Reduction as Reduction
-from jaxrobust.aggregation.all_reduce import Shared as Shared
 from jaxrobust.aggregation.all_reduce import aggregate as aggregate
 from jaxrobust.aggregation.all_reduce import all_reduce as all_reduce
 from jaxrobust.aggregation.all_reduce import columns_of as columns_of
@@ -18,6 +14,10 @@ from jaxrobust.aggregation.packing import pack as pack
 from jaxrobust.aggregation.packing import packed_size as packed_size
 from jaxrobust.aggregation.packing import unpack as unpack
 from jaxrobust.aggregation.packing import wire_bits as wire_bits
+from jaxrobust.aggregation.reduction import Own as Own
+from jaxrobust.aggregation.reduction import ReduceState as ReduceState
+from jaxrobust.aggregation.reduction import Reduction as Reduction
+from jaxrobust.aggregation.reduction import Shared as Shared
 from jaxrobust.aggregation.suspicion import Suspicion as Suspicion
 from jaxrobust.aggregation.wire import Collective as Collective
 from jaxrobust.aggregation.wire import collectives as collectives

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from optax.experimental import aggregating
 
 from jaxrobust.aggregation import axes
-from jaxrobust.aggregation.all_reduce import ReduceState, Reduction
+from jaxrobust.aggregation.reduction import ReduceState, Reduction
 from jaxrobust.typing import Params, PyTree, State
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxrobust.aggregation import axes
-from jaxrobust.aggregation.all_reduce import ReduceState, Reduction
 from jaxrobust.aggregation.attackers.attacker import Attacker
+from jaxrobust.aggregation.reduction import ReduceState, Reduction
 from jaxrobust.typing import Key, Params, PyTree, State
 
 
