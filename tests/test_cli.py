@@ -1,5 +1,6 @@
 """The command line: what a user can put wrong is told in one line, with exit code 2, and loses nothing."""
 
+import importlib
 import json
 import os
 import signal
@@ -150,7 +151,7 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["train", "CONFIG", "--steps", "many"], "Error parsing --steps: invalid literal for int()"),
         (["train", "CONFIG", "--dataset", "mnits"], "mnits"),
         (["train", "CONFIG", "--images", "absent.npz"], "absent.npz"),
-        (["train", "CONFIG", "--radius", "-1"], "radius must be positive, got -1.0"),
+        (["train", "CONFIG", "--radius", "-1"], "radius must not be negative, got -1.0"),
         (["train", "CONFIG", "--batch-size", "36"], "batch_size must be a multiple of 8"),
         (["train", "CONFIG", "--process", "0"], "need --coordinator"),
         (["train", "CONFIG", "--rule", "krumm"], "rule must be one of mean, median"),
@@ -171,7 +172,9 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["evaluate", "absent", "--geometry", "linf"], "give --geometry and --radius together"),
         (["evaluate", "absent", "--examples", "5"], "belong to --geometry and --radius"),
         (["evaluate", "absent", "--geometry", "contrast_fourier_linf", "--radius", "1"], "absent is not a run"),
-        (["evaluate", "absent", "--geometry", "linf", "--radius", "-1"], "radius must be positive, got -1.0"),
+        (["evaluate", "absent", "--geometry", "linf", "--radius", "-1"], "radius must not be negative, got -1.0"),
+        (["evaluate", "absent", "--geometry", "linf", "--radius", "inf"], "radius must be finite, got inf"),
+        (["evaluate", "absent", *BALL, "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["evaluate", "absent", "--suite", "standard"], "--suite belong to --geometry and --radius"),
         (["evaluate", "absent", *BALL, "--state", "file"], "--state belongs to --suite"),
         (["evaluate", "absent", *BALL, "--suite", "rand", "--attack-steps", "5"], "--attack-steps belongs to PGD"),
@@ -180,6 +183,9 @@ def test_help_shows_the_flags_of_a_configuration(capsys, config):
         (["evaluate", "absent:f", *BALL], "a function needs --data, --geometry and --radius"),
         (["evaluate", "absent:f", *BALL, "--data", "digits"], "no module absent"),
         (["evaluate", "math:f", *BALL, "--data", "digits"], "math has no function f"),
+        (["evaluate", "math:pi", *BALL, "--data", "digits"], "math:pi is a float, and no function from images"),
+        (["evaluate", "./mine:f", *BALL, "--data", "digits"], "./mine is no module: name it as Python imports it"),
+        (["evaluate", "mine.py:f", *BALL, "--data", "digits"], "mine.py is no module: name it as Python imports it"),
         (["evaluate", "math:sin", *BALL, "--data", "mnits"], "data must be digits"),
         (["evaluate", "math:sin", *BALL, "--data", "digits", "--step", "5"], "--config and --step belong to a run"),
         (["compare", "absent"], "absent"),
@@ -395,11 +401,49 @@ def test_a_process_of_its_own_shows_one_line(config, tmp_path):
     process = command("train", config, "--run", tmp_path / "run", "--radius", "-1")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert (out, err) == ("", "jaxrobust: radius must be positive, got -1.0\n")
+    assert (out, err) == ("", "jaxrobust: radius must not be negative, got -1.0\n")
     shown = command("train", config, "--run", tmp_path / "run", "--radius", "-1", "--traceback")
     _, err = shown.communicate(timeout=60)
     assert "Traceback" in err
     assert Path(config).name in err
+
+
+FAILING = {
+    "import torchzzz": "own imports torchzzz, which is not installed",
+    "def": "own cannot be imported: SyntaxError",
+    "raise RuntimeError('no weights')": "own cannot be imported: RuntimeError: no weights",
+    "def logits(images):\n    raise RuntimeError('no weights')": "own:logits failed on images of shape (2, 8, 8, 1): R",
+    "def logits(images, more): ...": "own:logits failed on images of shape (2, 8, 8, 1): TypeError",
+    "def logits(images):\n    return images.reshape(2, -1)[:, :4]": "labels must lie in [0, 4), the classes of the log",
+    "def logits(images):\n    return images.sum((1, 2, 3))": "logits_fn must return logits [2, class] of 2 images, got",
+}
+
+
+@pytest.mark.parametrize("source", FAILING)
+def test_a_function_that_fails_is_one_line(capsys, tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    (tmp_path / "own.py").write_text(source)
+    importlib.invalidate_caches()
+    assert FAILING[source] in refused(capsys, "evaluate", "own:logits", *BALL, "--data", "digits")
+
+
+@pytest.mark.slow
+def test_a_model_that_draws_under_the_suite_for_it(capsys, tmp_path, monkeypatch):
+    """A dotted name; noise that no gradient is lost to."""
+    (tmp_path / "noisy.py").write_text(
+        "import jax, jax.numpy as jnp\nfrom jaxrobust import attacks\n\n\ndef draw(keys, images):\n"
+        "    noise = jax.vmap(lambda key: jax.random.normal(key))(keys)[:, None]\n"
+        "    total = images.sum((1, 2, 3))[:, None] + 1e-3 * noise\n"
+        "    return jnp.concatenate([total - 8, 8 - total, 0 * total - 9], 1)\n\n\n"
+        "class models:\n    noisy = attacks.Randomized(draw)\n"
+    )
+    brightness = np.linspace(0.3, 0.7, 4, dtype=np.float32)
+    images = np.broadcast_to(brightness[:, None, None, None], (4, 4, 4, 1))
+    np.savez(tmp_path / "noisy.npz", image=images, label=(brightness < 0.5).astype(int))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "noisy:models.noisy", "--data", "noisy.npz", "--suite", "rand", *BALL]) == 0
+    assert "robust: 50.00 %" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
+from jaxrobust.attacks.search import misclassified
 from jaxrobust.typing import Array, Attack, Batch, Evaluated, Evaluation, Gallery, Key, Predict, Source
 
 
@@ -132,6 +133,4 @@ def gathered(array: Array | np.ndarray) -> np.ndarray:
 
 
 def _right(predict: Predict, images: Array, batch: Batch) -> Array:
-    logits = predict(images)
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    return finite & (jnp.argmax(logits, axis=-1).astype(batch.targets.dtype) == batch.targets)
+    return ~misclassified(predict(images), batch.targets)

@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxrobust.attacks import losses
 from jaxrobust.attacks.apgd_l1 import sparse_ascent
-from jaxrobust.attacks.search import Answer, Search, SearchState
+from jaxrobust.attacks.search import Answer, Search, SearchState, misclassified
+from jaxrobust.attacks.settings import check_ball, check_counts
 from jaxrobust.attacks.starts import Start, gaussian_start, no_start
 from jaxrobust.geometry import Geometry, within
 from jaxrobust.geometry.norm import divided
@@ -58,7 +59,8 @@ def apgd(
 
     Returns:
       `(key or keys [batch], logits_fn, images [batch, ...], labels [batch]) -> images`, each in [0, 1] and within the
-      radius: the last misclassified one of the run that succeeded, else the one of the highest loss.
+      radius: the last misclassified one of the run that succeeded, else the one of the first run's highest
+      loss. An image that is misclassified itself comes back as it is.
 
     Raises:
       ValueError: for a number out of its range, for restarts that would all be equal, for a loss beside targets, or for
@@ -76,8 +78,9 @@ def apgd(
     Attacks", https://arxiv.org/abs/2003.01690, 2020 (algorithm 1, section 4); "Mind the Box: l1-APGD for Sparse
     Adversarial Attacks on Image Classifiers", https://arxiv.org/abs/2103.01208, 2021 (l1).
     """
+    check_ball(geometry, radius)
     sparse = geometry.exponent == 1 and geometry.transform is None
-    _check(geometry, radius, steps, loss, restarts, targets, start, draws, larger_radius, sparse)
+    _check(geometry, steps, loss, restarts, targets, start, draws, larger_radius, sparse)
     if sparse:
         begin, tell = sparse_ascent(radius, steps, larger_radius)
         first: Start = gaussian_start(1.0)
@@ -178,7 +181,7 @@ def _momentum_ascent(
         starting = memory.count == 0
         value = answer.value.astype(memory.value.dtype)
         slope = jnp.where(jnp.isfinite(answer.gradient), answer.gradient, 0)
-        wrong = jnp.argmax(answer.logits).astype(label.dtype) != label
+        wrong = misclassified(answer.logits, label)
 
         better = starting | (value > memory.value) | jnp.isnan(memory.value)
         best = jnp.where(better, point, memory.best)
@@ -257,7 +260,6 @@ def _clamped(targets: int, classes: int) -> int:
 
 def _check(
     geometry: Geometry,
-    radius: float,
     steps: int,
     loss: Loss,
     restarts: int,
@@ -267,12 +269,8 @@ def _check(
     larger_radius: bool,
     sparse: bool,
 ) -> None:
-    if not radius >= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
-    least_values = (("steps", steps, 1), ("restarts", restarts, 1), ("targets", targets, 0), ("draws", draws, 1))
-    for name, number, least in least_values:
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+    check_counts(steps=steps, restarts=restarts, draws=draws)
+    check_counts(0, targets=targets)
     if restarts > 1 and (start is no_start or not (start is None or callable(start))):
         raise ValueError(f"restarts must be 1 without a random start, got {restarts}: they would all be equal")
     if targets and loss is not losses.cross_entropy:

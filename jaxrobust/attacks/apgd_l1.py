@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.search import Answer, SearchState
+from jaxrobust.attacks.search import Answer, SearchState, misclassified
 from jaxrobust.geometry import project_l1_box
 from jaxrobust.typing import Array
 
@@ -88,7 +88,7 @@ def sparse_ascent(
         here, ahead = (jnp.asarray(plan.radii)[memory.count + i].astype(image.dtype) * radius for i in (0, 1))
         value = answer.value.astype(memory.value.dtype)
         slope = jnp.where(jnp.isfinite(answer.gradient), answer.gradient, 0)
-        wrong = last_ball & (jnp.argmax(answer.logits).astype(label.dtype) != label)
+        wrong = last_ball & misclassified(answer.logits, label)
 
         better = starting | (value > memory.value) | jnp.isnan(memory.value)
         best = jnp.where(better, point, memory.best)

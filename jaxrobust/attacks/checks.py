@@ -13,13 +13,49 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 
 from jaxrobust.attacks import losses
 from jaxrobust.attacks.pgd import per_example_keys
-from jaxrobust.attacks.search import answer_logits, folded
+from jaxrobust.attacks.search import Randomized, answer_logits, folded, misclassified
 from jaxrobust.typing import Array, Key, Predict
 
 AGAIN, SAME, SIMPLEX, HELPED = 4, 1e-4, 1e-5, 0.002
+
+
+def check_model(logits_fn: Predict | Randomized, images: np.ndarray) -> int:
+    """What a model makes of a batch, by its shapes alone: nothing is computed.
+
+    Args:
+      logits_fn: the classifier, or a `Randomized`.
+      images: `[batch, ...]`.
+
+    Returns:
+      How many classes it tells apart.
+
+    Raises:
+      ValueError: if it is no function of JAX from images to logits `[batch, class]` of floating point, or changes its
+        own state.
+    """
+    if not callable(logits_fn) and not isinstance(logits_fn, Randomized):
+        raise ValueError(f"logits_fn must be a function or a Randomized, got {logits_fn!r}")
+    asked = logits_fn.draw if isinstance(logits_fn, Randomized) else lambda keys, points: logits_fn(points)
+    try:
+        found = jax.eval_shape(asked, jax.random.split(jax.random.key(0), len(images)), images)
+    except errors.TraceContextError as error:
+        raise ValueError(
+            "logits_fn changes its own state, as a module in training mode does: call its eval() first, or wrap what "
+            f"draws in attacks.Randomized ({' '.join(str(error).split())[:80]})"
+        ) from error
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError("logits_fn must be written in jax.numpy: NumPy takes no array that JAX traces") from error
+    form = getattr(found, "shape", None)
+    if form is None or len(form) != 2 or form[0] != len(images):
+        told = f"shape {form}" if form is not None else f"a {type(found).__name__}"
+        raise ValueError(f"logits_fn must return logits [{len(images)}, class] of {len(images)} images, got {told}")
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"logits must be of floating point, got {found.dtype}")
+    return int(form[1])
 
 
 def before_attacks(
@@ -104,7 +140,7 @@ def _without_gradient(logits_fn: Predict, keys: Array, images: Array, labels: Ar
 def _count_flat(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> Array:
     def loss(points: Array) -> tuple[Array, Array]:
         logits = answer_logits(logits_fn, keys, points)
-        return jnp.sum(losses.margin(logits, labels)), jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+        return jnp.sum(losses.margin(logits, labels)), ~misclassified(logits, labels)
 
     slopes, right = jax.grad(loss, has_aux=True)(images)
     return jnp.sum(right & jnp.all(slopes.reshape(len(images), -1) == 0, axis=1))

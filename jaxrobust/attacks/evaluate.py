@@ -25,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks.accuracy import gathered
-from jaxrobust.attacks.checks import after_attacks, before_attacks
-from jaxrobust.attacks.evaluation_file import EvaluationFile, fingerprint
+from jaxrobust.attacks.checks import after_attacks, before_attacks, check_model
+from jaxrobust.attacks.evaluation_file import EvaluationFile, fingerprint, first_slopes
 from jaxrobust.attacks.places import Places, attacked, fitting, places_for, predicted, replicated, searched
-from jaxrobust.attacks.search import Randomized, Search
+from jaxrobust.attacks.search import Randomized, Search, misclassified
+from jaxrobust.attacks.settings import check_counts
 from jaxrobust.geometry import Geometry
 from jaxrobust.trees import as_argument
 from jaxrobust.typing import Array, Attack, Key, Predict
@@ -47,7 +48,7 @@ class Robustness(NamedTuple):
       adversarial: `[example, ...]`, a misclassified image where one was found, else the clean one.
       questions: `[attack]`, how many images the model was asked about, with a gradient or without; 0 for an attack that
         is no `Search`.
-      seconds: `[attack]` of wall clock, compilation left out.
+      seconds: `[attack]` of wall clock, compilation left out; of an attack that was killed, since it went on.
       compile_seconds: `[attack]`.
       warnings: lines on what makes the result doubtful, each with what to do about it.
     """
@@ -131,9 +132,11 @@ def evaluate(
       key: everything random follows from it and an example's number.
       logits_fn: `[batch, ...] -> [batch, class]` logits, in evaluation mode and a pure function of its argument; a
         `Randomized` one draws. A `jax.tree_util.Partial` carries its parameters as arguments of the compiled programs.
-      images: `[example, ...]` in [0, 1].
+      images: `[example, ...]` of floating point in [0, 1]; attacked in the precision that JAX has for them, in 32 bits
+        at least.
       labels: `[example]` integers in [0, class).
-      suite: name -> attack, as `autoattack` gives it; or a sequence of attacks, or one.
+      suite: name -> attack, as `autoattack` gives it; or a sequence of attacks, or one. An attack that is built anew
+        is compiled anew: build it once for several models.
       batch_size: images that the model is asked about at once, over all devices; changes no result.
       file: where the state is kept, twice a minute; what a killed evaluation had settled is read from it, and an
         example that was under way begins its run anew. None keeps nothing. For one process.
@@ -143,11 +146,15 @@ def evaluate(
 
     Returns:
       A `Robustness`. What an attack claims and the model does not confirm when it is asked once more is not counted,
-      and told; a model that draws may well say something else the second time.
+      and told; a model that draws may well say something else the second time. Nor is an image outside the box, or
+      outside the ball of an attack that has a `geometry` and a `radius`, as all of this package do. Logits that are
+      not finite are a wrong prediction, and told.
 
     Raises:
-      ValueError: for images outside [0, 1], labels that do not fit, logits that are not finite, a file of another
-        evaluation or of several processes, or a model that draws under an attack that is no `Search`.
+      ValueError: for images outside [0, 1], labels that do not fit, a model that gives no logits `[batch, class]`,
+        clean logits that are not finite, a suite without attacks, an attack that returns other shapes, a file of
+        another evaluation or of several processes, or a model that draws under an attack that is no `Search`.
+      OSError: if the file cannot be written, before anything is attacked.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -160,16 +167,20 @@ def evaluate(
       (1.0, 0.5)
     """
     attacks = _named(suite)
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key must be one of jax.random.key, got {key!r}")
     images, labels = _checked(images, labels)
     if file is not None and jax.process_count() > 1:
         raise ValueError(f"file must be None among {jax.process_count()} processes, got {file}: one alone keeps it")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    check_counts(batch_size=batch_size)
     for name, attack in attacks.items():
         if isinstance(logits_fn, Randomized) and not isinstance(attack, Search):
             raise ValueError(f"{name} cannot attack a model that draws: take attacks.apgd(..., draws=20)")
     asking, attacking, again = jax.random.split(key, 3)
     places = places_for(min(batch_size, len(images)))
+    classes = check_model(logits_fn, np.resize(images, (places.size, *images.shape[1:])))
+    if labels.max() >= classes:
+        raise ValueError(f"labels must lie in [0, {classes}), the classes of the logits, got {labels.max()}")
     logits_fn = replicated(logits_fn if isinstance(logits_fn, Randomized) else as_argument(logits_fn), places)
     numbers = np.arange(len(images))
 
@@ -178,15 +189,16 @@ def evaluate(
         raise ValueError(
             f"logits must be finite, got {np.sum(~np.isfinite(logits).all(1))} examples where they are not"
         )
-    if labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels must lie in [0, {logits.shape[1]}), the classes of the logits, got {labels.max()}")
     clean = logits.argmax(1) == labels
     averaged = all(isinstance(attack, Search) and attack.draws > 1 for attack in attacks.values())
     told: list[str] = []
     if check:
         told += before_attacks(asking, logits_fn, images[: places.size], labels[: places.size], logits, averaged)
-    mark = "" if file is None else fingerprint(key, images, labels, attacks, logits_fn, logits.shape[1])
-    record = EvaluationFile(file, mark, len(attacks), logits, clean, images)
+    mark, slopes = "", np.zeros(0)
+    if file is not None:
+        mark = fingerprint(key, images, labels, attacks, logits_fn, classes)
+        slopes = first_slopes(asking, logits_fn, images[: places.size], labels[: places.size])
+    record = EvaluationFile(file, mark, len(attacks), logits, slopes, clean, images)
     for number, (name, attack) in enumerate(attacks.items()):
         if record.finished > number:
             continue
@@ -250,27 +262,43 @@ def _compiling() -> Iterator[list[float]]:
 
 def _named(suite: Suite | Attack) -> dict[str, Attack]:
     if isinstance(suite, Mapping):
-        return dict(suite)
-    attacks = list(suite) if isinstance(suite, Sequence) else [suite]
-    names = [getattr(attack, "name", None) or f"attack {number}" for number, attack in enumerate(attacks)]
-    # Of one name several times, later ones get a number.
-    unique = [name if names.index(name) == at else f"{name} {at}" for at, name in enumerate(names)]
-    return dict(zip(unique, attacks, strict=True))
+        named = dict(suite)
+    else:
+        attacks = list(suite) if isinstance(suite, Sequence) and not isinstance(suite, str) else [suite]
+        named = {}
+        for number, attack in enumerate(attacks):
+            name = getattr(attack, "name", None) or f"attack {number}"
+            # Of one name several times, later ones get a number.
+            while name in named:
+                name = f"{name} {number}"
+            named[name] = attack
+    if not named:
+        raise ValueError("suite must hold an attack, got none")
+    for name, attack in named.items():
+        if not callable(attack):
+            raise ValueError(f"suite must be attacks, such as attacks.autoattack(...), got {attack!r} for {name}")
+    return named
 
 
 def _checked(images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, labels = gathered(images), gathered(labels)
-    if len(images) == 0 or labels.shape != (len(images),):
-        raise ValueError(f"labels must be [{len(images)}], one for each image of at least one, got {labels.shape}")
+    if images.ndim == 0 or labels.ndim == 0:
+        raise ValueError(f"images must be [example, ...] and labels [example], got {images.shape} and {labels.shape}")
+    if len(images) == 0:
+        raise ValueError("images must be at least one, got none")
+    if labels.shape != (len(images),):
+        raise ValueError(f"labels must be [{len(images)}], one for each image, got {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"labels must be classes, integers from 0, got {labels.dtype} from {labels.min()}")
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floats in [0, 1], got {images.dtype}: divide by 255")
     if not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"images must lie in [0, 1], got {images.min()} to {images.max()}: leave normalization to logits_fn"
         )
-    return images, labels.astype(np.int32)
+    # What is measured afterwards must be what was attacked: rounding to the device's precision comes first.
+    wide = images.dtype if images.dtype.itemsize >= 4 else np.dtype(np.float32)
+    return images.astype(jax.dtypes.canonicalize_dtype(wide)), labels.astype(np.int32)
 
 
 def _rechecked(
@@ -286,15 +314,20 @@ def _rechecked(
 ) -> list[str]:
     """Ask once more about what an attack broke; take back what does not hold, and tell of it."""
     claimed, faults = given[record.broken[given]], []
-    if isinstance(attack, Search) and math.isfinite(attack.radius):
-        sizes = _norms(attack.geometry, record.adversarial[claimed], images[claimed], places.size)
-        far = claimed[sizes > attack.radius * (1 + TOLERANCE)]
-        faults.append(("outside the radius", far))
+    ball, radius = getattr(attack, "geometry", None), getattr(attack, "radius", math.inf)
+    if ball is not None and math.isfinite(radius):
+        sizes = _norms(ball, record.adversarial[claimed], images[claimed], places.size)
+        faults.append(("outside the radius", claimed[~(sizes <= radius * (1 + TOLERANCE))]))
     low, high = (np.asarray([f(record.adversarial[n]) for n in claimed]) for f in (np.min, np.max))
     faults.append(("outside [0, 1]", claimed[~((low >= 0) & (high <= 1))]))
-    right = [n[at.argmax(1) == labels[n]] for n, at in predicted(key, logits_fn, record.adversarial, claimed, places)]
-    faults.append((AGAIN, np.concatenate([claimed[:0], *right])))
+    right, blank = [claimed[:0]], 0
+    for numbers, logits in predicted(key, logits_fn, record.adversarial, claimed, places):
+        right.append(numbers[~np.asarray(misclassified(jnp.asarray(logits), jnp.asarray(labels[numbers])))])
+        blank += int(np.sum(~np.isfinite(logits).all(axis=1)))
+    faults.append((AGAIN, np.concatenate(right)))
     told = []
+    if blank:
+        told.append(f"{name}: logits of {blank} images were not finite, which counts as wrong: mend the model")
     for fault, examples in faults:
         record.broken[examples], record.adversarial[examples] = False, images[examples]
         if len(examples):

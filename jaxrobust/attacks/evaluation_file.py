@@ -11,13 +11,15 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.search import Answer, Search, SearchState, begin
+from jaxrobust.attacks import losses
+from jaxrobust.attacks.pgd import per_example_keys
+from jaxrobust.attacks.search import Answer, Search, SearchState, answer_logits, begin
 from jaxrobust.typing import Array, Attack, Key, Predict
 
 EVERY_SECONDS = 30.0
@@ -46,6 +48,7 @@ class EvaluationFile:
         mark: str,
         attacks: int,
         logits: np.ndarray,
+        slopes: np.ndarray,
         clean: np.ndarray,
         images: np.ndarray,
     ) -> None:
@@ -56,14 +59,17 @@ class EvaluationFile:
           mark: the evaluation's fingerprint.
           attacks: how many.
           logits: `[example, class]` of the clean images, by which a model is known again.
+          slopes: `[few, ...]`, gradients at the first images, by which it is known again too: a stand-in with other
+            gradients has the same logits.
           clean: `[example]`, right before any attack.
           images: `[example, ...]`, clean.
 
         Raises:
           ValueError: for a file of another evaluation, or one that is none.
+          OSError: if it cannot be written.
         """
         self.path, self.mark, self.saved = None if path is None else Path(path), mark, time.monotonic()
-        self.finished, self.logits, self.told = 0, logits, list[str]()
+        self.finished, self.logits, self.slopes, self.told = 0, logits, slopes, list[str]()
         self.correct = np.zeros((attacks, len(images)), bool)
         self.adversarial = images.copy()
         self.questions = np.zeros(attacks, np.int64)
@@ -71,6 +77,8 @@ class EvaluationFile:
         self.broken, self.next_run = ~clean, np.zeros(len(images), np.int64)
         if self.path is not None and self.path.exists():
             self._read(self.path)
+        elif self.path is not None:
+            self._write(self.path)
 
     def keep(self) -> None:
         """Write the state, if the last time was long ago."""
@@ -95,15 +103,16 @@ class EvaluationFile:
 
     def _read(self, path: Path) -> None:
         try:
-            with path.open("rb") as file, np.load(file) as kept:
+            with path.open("rb") as file, _archive(file) as kept:
                 mark, self.finished = str(kept["mark"]), int(kept["finished"])
                 found = {name: kept[name] for name in _ARRAYS}
-                logits, told = kept["logits"], [str(line) for line in kept["told"]]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                logits, slopes, told = kept["logits"], kept["slopes"], [str(line) for line in kept["told"]]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} holds no evaluation ({error}): delete it, or name another file") from error
-        # Devices round differently: the model is the same where its logits are close.
-        close = logits.shape == self.logits.shape and np.abs(logits - self.logits).max() <= CLOSE * np.abs(logits).max()
-        if mark != self.mark or not close:
+        # Devices round differently: the model is the same where its logits are close, and most of its gradients, which
+        # rounding moves where a unit stands between on and off.
+        same = _close(logits, self.logits).all() and _close(slopes, self.slopes).mean() > 0.5
+        if mark != self.mark or not same:
             raise ValueError(
                 f"{path} belongs to another evaluation: of other images, another model, key or suite; delete it, or "
                 "name another file"
@@ -117,12 +126,53 @@ class EvaluationFile:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
-                kept: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | {"logits": self.logits}
+                kept: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, "logits", "slopes")}
                 np.savez(file, mark=self.mark, finished=self.finished, told=np.array(self.told, str), **kept)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         self.saved = time.monotonic()
+
+
+def _archive(file: BinaryIO) -> Any:
+    found = np.load(file)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise ValueError("one array, and no archive of several")
+    return found
+
+
+def _close(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Row by row, whether the difference is small beside the largest entry; of other shapes, nothing is."""
+    if ours.shape != theirs.shape:
+        return np.zeros(1, bool)
+    apart, largest = (np.abs(rows).reshape(len(rows), -1).max(1) for rows in (ours - theirs, ours))
+    return apart <= CLOSE * largest
+
+
+def first_slopes(key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Gradients of the margin at images; zeros of a model that has none.
+
+    Args:
+      key: for a model that draws.
+      logits_fn: the classifier, or a `Randomized`.
+      images: `[batch, ...]`.
+      labels: `[batch]`.
+
+    Returns:
+      `[batch, ...]`.
+    """
+    try:
+        return np.asarray(_slopes(logits_fn, per_example_keys(key, len(images)), images, labels))
+    except ValueError as error:
+        # Behind a callback there is no gradient.
+        if "callback" in str(error).lower():
+            return np.zeros_like(images)
+        raise
+
+
+@jax.jit
+def _slopes(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> Array:
+    return jax.grad(lambda points: jnp.sum(losses.margin(answer_logits(logits_fn, keys, points), labels)))(images)
 
 
 def fingerprint(

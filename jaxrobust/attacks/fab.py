@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks import hyperplane
-from jaxrobust.attacks.search import Answer, Search, SearchState
+from jaxrobust.attacks.search import Answer, Search, SearchState, misclassified
+from jaxrobust.attacks.settings import check_ball, check_counts
 from jaxrobust.geometry import Geometry
 from jaxrobust.typing import Array, Key
 
@@ -90,14 +91,12 @@ def fab(
     Reference: Croce and Hein, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
     https://arxiv.org/abs/1907.02044, 2020.
     """
+    check_ball(geometry, radius, infinite=True)
     projections = {"linf": hyperplane.linf, "l2": hyperplane.l2, "l1": hyperplane.l1}
     if geometry.name not in projections:
         raise ValueError(f"geometry must be linf, l2 or l1, got {geometry.name}: use pgd for other norms")
-    if not radius >= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
-    for name, value, least in (("steps", steps, 1), ("targets", targets, 0), ("restarts", restarts, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_counts(steps=steps, restarts=restarts)
+    check_counts(0, targets=targets)
     if restarts > 1 and math.isinf(radius):
         raise ValueError(f"restarts must be 1 in an infinite radius, got {restarts}: they begin half a radius away")
     if not 0 <= largest_share <= 1:
@@ -152,7 +151,7 @@ def fab(
 
     def look(state: SearchState, image: Array, label: Array, logits: Array) -> SearchState:
         memory, point = state.memory, state.point
-        wrong = jnp.argmax(logits).astype(label.dtype) != label
+        wrong = misclassified(logits, label)
         distance = geometry.norm(point - image)
         closer = wrong & (distance < memory.distance)
         inside = closer & (distance <= radius)
@@ -160,7 +159,7 @@ def fab(
             point=jnp.where(wrong, jnp.clip(image + backward * (point - image), 0, 1), point),
             found=jnp.where(inside, point, state.found),
             broken=state.broken | inside,
-            done=memory.made == steps,
+            done=memory.made >= steps,
             memory=memory._replace(distance=jnp.where(closer, distance, memory.distance)),
         )
 

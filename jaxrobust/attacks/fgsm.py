@@ -3,11 +3,13 @@ r"""The fast gradient sign method, in any norm: one step of projected gradient a
 .. math:: x' = P\left(x + \eta \arg\max_{\|d\| \le 1} \langle d, \nabla \ell(x) \rangle\right)
 """
 
+from dataclasses import replace
+
 from jaxrobust.attacks import losses
-from jaxrobust.attacks.pgd import pgd
+from jaxrobust.attacks.pgd import Bounded, pgd
 from jaxrobust.attacks.starts import Start, no_start
 from jaxrobust.geometry import Geometry
-from jaxrobust.typing import Attack, Loss
+from jaxrobust.typing import Loss
 
 
 def fgsm(
@@ -17,7 +19,7 @@ def fgsm(
     step_size: float | None = None,
     start: Start = no_start,
     loss: Loss = losses.cross_entropy,
-) -> Attack:
+) -> Bounded:
     """Build a one-step attack.
 
     Args:
@@ -45,4 +47,5 @@ def fgsm(
     https://arxiv.org/abs/1412.6572, 2015; Wong, Rice and Kolter, "Fast is better than free",
     https://arxiv.org/abs/2001.03994, 2020.
     """
-    return pgd(geometry, radius, steps=1, step_size=radius if step_size is None else step_size, loss=loss, start=start)
+    step_size = radius if step_size is None else step_size
+    return replace(pgd(geometry, radius, steps=1, step_size=step_size, loss=loss, start=start), name="fgsm")

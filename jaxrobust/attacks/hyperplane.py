@@ -65,7 +65,7 @@ def l2(point: Array, normal: Array, gap: Array) -> Array:
 
 
 def l1(point: Array, normal: Array, gap: Array) -> Array:
-    """The displacement of smallest sum of sizes; among equal weights, those in part share evenly.
+    """The displacement of smallest sum of sizes; equal weights share in proportion to their room.
 
     Args:
       point: in [0, 1], ONE example of any shape.

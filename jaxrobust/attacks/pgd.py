@@ -9,15 +9,48 @@ p-norm the iteration settles beside it (p = 3: within 2 percent of the best gain
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks import losses
+from jaxrobust.attacks.settings import check_ball, check_counts, check_images
 from jaxrobust.attacks.starts import Start, no_start, uniform_start
 from jaxrobust.geometry import Geometry, within
 from jaxrobust.typing import Array, Attack, Estimator, Key, Loss, Predict, PyTree, backprop
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """An attack within a ball, called like any other; `attacks.evaluate` holds what it returns to the ball.
+
+    Attributes:
+      name: for people and tables.
+      geometry: the norm that bounds it.
+      radius: largest norm of a perturbation.
+      attack: `(key or keys [batch], logits_fn, images [batch, ...], labels) -> images`.
+    """
+
+    name: str
+    geometry: Geometry
+    radius: float
+    attack: Attack
+
+    def __call__(self, keys: Array, logits_fn: Predict, images: Array, labels: PyTree) -> Array:
+        """Attack a batch.
+
+        Args:
+          keys: one key, or `[batch]`; under one key, example i uses `fold_in(key, i)`.
+          logits_fn: the classifier in evaluation mode.
+          images: `[batch, ...]` of floating point in [0, 1].
+          labels: what the loss compares with.
+
+        Returns:
+          Images, each in [0, 1] and within the radius.
+        """
+        return self.attack(keys, logits_fn, images, labels)
 
 
 def pgd(
@@ -30,7 +63,7 @@ def pgd(
     restarts: int = 1,
     start: Start = uniform_start,
     gradient: Estimator | None = None,
-) -> Attack:
+) -> Bounded:
     """Build a projected-gradient attack.
 
     Args:
@@ -49,7 +82,8 @@ def pgd(
       Under one key, example i uses `fold_in(key, i)`. `labels` go to the loss untouched.
 
     Raises:
-      ValueError: for a number out of its range, or several restarts from one and the same point.
+      ValueError: for a number out of its range, or several restarts from one and the same point; in a call, for images
+        that are not of floating point, or a loss of another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -62,22 +96,27 @@ def pgd(
     Reference: Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models Resistant to Adversarial
     Attacks", https://arxiv.org/abs/1706.06083, 2018.
     """
-    step_size = 2.5 * radius / max(steps, 1) if step_size is None else step_size
+    check_ball(geometry, radius)
+    check_counts(steps=steps, restarts=restarts)
+    step_size = 2.5 * radius / steps if step_size is None else step_size
     gradient = backprop() if gradient is None else gradient
-    if not radius >= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
-    for name, value in {"steps": steps, "restarts": restarts}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     if not step_size > 0 and radius > 0:
         raise ValueError(f"step_size must be positive, got {step_size}")
     if restarts > 1 and start is no_start:
         raise ValueError(f"restarts must be 1 without a random start, got {restarts}: they would all be equal")
 
     def attack(keys: Array, logits_fn: Predict, images: Array, labels: PyTree) -> Array:
-        if radius == 0:
-            return images
+        check_images(images)
         keys = per_example_keys(keys, len(images))
+        if radius == 0 or len(images) == 0:
+            return images
+
+        def heights(points: Array, labels: PyTree) -> Array:
+            found = loss(logits_fn(points), labels)
+            if found.shape != (len(points),):
+                count = len(points)
+                raise ValueError(f"loss must be [{count}], of each image, got {found.shape}: are images [batch, ...]?")
+            return found
 
         def bring_in(candidates: Array) -> Array:
             return jax.vmap(lambda clean, image: within(geometry, clean, image, radius))(images, candidates)
@@ -85,7 +124,7 @@ def pgd(
         def ascend(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             current, keys = carry
             keys, draws = _split(keys)
-            slope = _gradient(gradient, draws, lambda x, y: loss(logits_fn(x), y), current, labels)
+            slope = _gradient(gradient, draws, heights, current, labels)
             return bring_in(current + step_size * jax.vmap(geometry.steepest)(slope)), keys
 
         def one(keys: Array) -> Array:
@@ -103,16 +142,16 @@ def pgd(
         def again(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
             best, highest = carry
             found = restart(i)
-            height = loss(logits_fn(found), labels)
+            height = heights(found, labels)
             better = (height > highest) | jnp.isnan(highest)
             kept = jnp.where(better.reshape(-1, *(1,) * (images.ndim - 1)), found, best)
             return (kept, jnp.where(better, height, highest)), None
 
         first = restart(0)
-        (best, _), _ = jax.lax.scan(again, (first, loss(logits_fn(first), labels)), jnp.arange(1, restarts))
+        (best, _), _ = jax.lax.scan(again, (first, heights(first, labels)), jnp.arange(1, restarts))
         return best
 
-    return attack
+    return Bounded("pgd", geometry, radius, attack)
 
 
 def repeat(function: Callable[[PyTree], PyTree], carry: PyTree, count: int) -> PyTree:
@@ -164,8 +203,10 @@ def per_example_keys(keys: Array, count: int) -> Array:
       `[count]` keys.
 
     Raises:
-      ValueError: if there is another number of keys.
+      ValueError: if there is another number of keys, or they are none.
     """
+    if not hasattr(keys, "dtype"):
+        raise ValueError(f"keys must be one key or {count}, such as jax.random.key(0), got {keys!r}")
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         keys = jax.random.wrap_key_data(keys)
     if keys.ndim == 0:
@@ -184,6 +225,9 @@ def _gradient(gradient: Estimator, keys: Array, values: Loss, images: Array, lab
     """Each example's gradient, up to a positive factor."""
     if gradient.separable:
         return gradient(keys[0], lambda x: values(x, labels), images).gradient
+
+    if any(jnp.shape(leaf)[:1] != (len(images),) for leaf in jax.tree.leaves(labels)):
+        raise ValueError(f"labels must be of each of {len(images)} images: are images [batch, ...]?")
 
     def single(key: Key, image: Array, label: PyTree) -> Array:
         label = jax.tree.map(lambda leaf: leaf[None], label)

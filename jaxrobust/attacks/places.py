@@ -18,7 +18,17 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrobust.attacks.accuracy import gathered
 from jaxrobust.attacks.pgd import repeat
-from jaxrobust.attacks.search import Randomized, Search, SearchState, answer_logits, begin, chosen, folded, step
+from jaxrobust.attacks.search import (
+    Randomized,
+    Search,
+    SearchState,
+    answer_logits,
+    begin,
+    chosen,
+    draw_keys,
+    misclassified,
+    step,
+)
 from jaxrobust.typing import Array, Attack, Key, Predict, PyTree
 
 # Questions between two looks at who is done: a look costs a round trip to the host, a late one some questions.
@@ -198,7 +208,7 @@ def advance(
         # Without a radius the closest image is wanted, not the first.
         return states.done | states.broken if math.isfinite(search.radius) else states.done
 
-    draws = folded(jax.vmap(jax.random.fold_in)(keys, runs), 1) if drawing else keys
+    draws = draw_keys(keys, runs) if drawing else keys
 
     def ask(carry: tuple[SearchState, Array]) -> tuple[SearchState, Array]:
         states, asked = carry
@@ -233,4 +243,6 @@ def attacked(
 @partial(jax.jit, static_argnums=0)
 def _whole(attack: Attack, logits_fn: Predict, keys: Array, images: Array, labels: Array) -> tuple[Array, Array]:
     attacked = attack(keys, logits_fn, images, labels)
-    return attacked, jnp.argmax(answer_logits(logits_fn, keys, attacked), axis=-1) != labels
+    if attacked.shape != images.shape:
+        raise ValueError(f"an attack must return images of shape {images.shape}, got shape {attacked.shape}")
+    return attacked, misclassified(answer_logits(logits_fn, keys, attacked), labels)

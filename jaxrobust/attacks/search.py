@@ -19,8 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.pgd import per_example_keys
+from jaxrobust.attacks.settings import check_classified, check_images
 from jaxrobust.geometry import Geometry
 from jaxrobust.typing import Array, Predict, PyTree
+
+# Runs of a search are numbered from 0: what an example's key gives under this number is the model's.
+OF_THE_MODEL = 2**32 - 1
 
 
 class Answer(NamedTuple):
@@ -94,24 +98,36 @@ class Search:
 
         Args:
           keys: one key, or `[batch]`; under one key, example i uses `fold_in(key, i)`.
-          logits_fn: the classifier, or a `Randomized`.
-          images: `[batch, ...]` in [0, 1].
-          labels: `[batch]` integers.
+          logits_fn: the classifier in evaluation mode, `[batch, ...] -> [batch, class]`, or a `Randomized`.
+          images: `[batch, ...]` of floating point in [0, 1]; what lies outside is not brought in where it is
+            misclassified itself.
+          labels: `[batch]` integers in `[0, class)`.
 
         Returns:
           `[batch, ...]`: a misclassified image where one was found (the clean one where it is misclassified itself),
-          else what the first run held best; each in [0, 1] and within the radius.
+          else what the first run held best; each in [0, 1] and within the radius. A prediction from logits that
+          are not finite is wrong whatever the label.
+
+        Raises:
+          ValueError: for another shape or dtype of images, labels, logits or recorded starts.
         """
+        check_images(images)
         keys = per_example_keys(keys, len(images))
-        logits = answer_logits(logits_fn, keys, images)
-        wrong = jnp.argmax(logits, axis=-1).astype(labels.dtype) != labels
+        if len(images) == 0:
+            return images
+        if self.start is not None and jnp.shape(self.start) != images.shape:
+            raise ValueError(f"start must be images of shape {images.shape}, got shape {jnp.shape(self.start)}")
+        start = None if self.start is None else jnp.asarray(self.start, images.dtype)
+        logits = answer_logits(logits_fn, draw_keys(keys, -1), images)
+        check_classified(logits, images, labels)
+        wrong = misclassified(logits, labels)
 
         def one_run(carry: tuple[Array, Array], run: Array) -> tuple[tuple[Array, Array], None]:
             found, broken = carry
             runs = jnp.full(len(images), run)
-            state = begin(self, keys, images, labels, logits, runs, self.start)
+            state = begin(self, keys, images, labels, logits, runs, start)
             state = state._replace(done=state.done | broken)
-            draws = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, run), 1))(keys)
+            draws = draw_keys(keys, run)
 
             def more(carry: tuple[SearchState, Array]) -> Array:
                 return ~jnp.all(carry[0].done)
@@ -193,9 +209,11 @@ def step(
     Returns:
       The next states.
     """
-    told = jax.vmap(search.tell)(states, images, labels, _answers(search, logits_fn, keys, states, labels))
+    # Whoever looks must not see the draw again that the gradient was taken under.
+    asking, looking = (folded(keys, n) if isinstance(logits_fn, Randomized) else keys for n in (0, 1))
+    told = jax.vmap(search.tell)(states, images, labels, _answers(search, logits_fn, asking, states, labels))
     if search.look is not None:
-        told = jax.vmap(search.look)(told, images, labels, answer_logits(logits_fn, keys, told.point))
+        told = jax.vmap(search.look)(told, images, labels, answer_logits(logits_fn, looking, told.point))
     return jax.tree.map(lambda new, old: chosen(~states.done, new, old), told, states)
 
 
@@ -203,6 +221,27 @@ def answer_logits(logits_fn: Predict | Randomized, keys: Array, points: Array) -
     """Logits `[batch, class]`, in float32 at least, of a classifier that may draw."""
     drawn = logits_fn.draw(keys, points) if isinstance(logits_fn, Randomized) else logits_fn(points)
     return drawn if jnp.finfo(drawn.dtype).bits >= 32 else drawn.astype(jnp.float32)
+
+
+def misclassified(logits: Array, labels: Array) -> Array:
+    """Whether the largest of the logits `[..., class]` is not the label's; where one is not finite, none is.
+
+    Args:
+      logits: `[..., class]`.
+      labels: `[...]` integers of any width.
+
+    Returns:
+      `[...]` bool.
+    """
+    predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return (predictions != labels.astype(jnp.int32)) | ~jnp.all(jnp.isfinite(logits), axis=-1)
+
+
+def draw_keys(keys: Array, runs: Array | int) -> Array:
+    """`[batch]` keys of what a `Randomized` model draws in a run, apart from those of the search itself; run -1 stands
+    for the clean images."""
+    own = folded(keys, OF_THE_MODEL)
+    return jax.vmap(jax.random.fold_in)(own, jnp.broadcast_to(jnp.asarray(runs, jnp.int32), keys.shape))
 
 
 def chosen(which: Array, yes: Array, no: Array) -> Array:

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks import losses
-from jaxrobust.attacks.search import Answer, Search, SearchState
+from jaxrobust.attacks.search import Answer, Search, SearchState, misclassified
+from jaxrobust.attacks.settings import check_ball, check_counts
 from jaxrobust.attacks.square_bumps import bumps_in_corner, grid_of_bumps, shares, sides
 from jaxrobust.geometry import Geometry, project_l1_box, within
 from jaxrobust.geometry.norm import divided
@@ -87,13 +88,10 @@ def square(
     Reference: Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a Query-Efficient Black-Box Adversarial
     Attack via Random Search", https://arxiv.org/abs/1912.00049, 2020 (algorithms 1 to 3).
     """
+    check_ball(geometry, radius)
     if geometry.name not in NORMS:
         raise ValueError(f"geometry must be one of {', '.join(NORMS)}, got {geometry.name}: attacks.pgd takes any")
-    if not radius >= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
-    for name, value in {"queries": queries, "restarts": restarts}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(queries=queries, restarts=restarts)
     if not 0 < first_share <= 1:
         raise ValueError(f"first_share must be in (0, 1], got {first_share}")
     share = shares(queries, first_share, rescaled)
@@ -108,7 +106,7 @@ def square(
             point = start(jax.random.fold_in(key, 0), clean).reshape(image.shape)
         else:
             point = within(geometry, image, begun, radius)
-        wrong = jnp.argmax(logits).astype(label.dtype) != label
+        wrong = misclassified(logits, label)
         memory = _Memory(key, jnp.int32(0), jnp.asarray(-jnp.inf, logits.dtype))
         return SearchState(point, jnp.where(wrong, image, point), wrong, wrong, memory)
 
@@ -116,7 +114,7 @@ def square(
         key, answered, highest = state.memory
         loss = losses.margin(answer.logits[None], label[None])[0]
         # In a tie the label may still be the prediction: better than any image before, but not broken.
-        broken = jnp.argmax(answer.logits).astype(label.dtype) != label
+        broken = misclassified(answer.logits, label)
         better = (loss > highest) | broken
         found = jnp.where(better, state.point, state.found)
         frame = _frame(image.shape)
@@ -190,7 +188,9 @@ def _bumps(geometry: Geometry, radius: float, share: np.ndarray) -> tuple[_Start
         filled = filled + before * divided(jnp.ones_like(mass(before)), size(mass(before)))
         channels = image.shape[2]
         unused = jnp.maximum(radius**p - jnp.sum(mass(delta)), 0) / channels
-        room = size(unused + mass(jnp.where(gains | loses, delta, 0))) * (1 if p == 2 else channels)
+        # Of all channels together, as in AutoAttack's code; the paper's algorithm 3 gives each channel its own.
+        moving = jnp.sum(mass(jnp.where(gains | loses, delta, 0)))
+        room = size(unused + moving) * (1 if p == 2 else channels)
         filled = filled * divided(room, size(mass(filled)))
         delta = jnp.moveaxis(jnp.where(gains, filled, jnp.where(loses, 0, delta)), 0, 2)
         return bring_in(image, delta)

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrobust.attacks.accuracy import gathered
 from jaxrobust.attacks.evaluate import Robustness, Standing, Suite, evaluate
+from jaxrobust.attacks.settings import check_counts
 from jaxrobust.typing import Attack, Evaluated, Evaluation, Key, Predict, Source
 
 
@@ -39,7 +40,7 @@ def worst_case(
       each attack (right under it and under all before it) and "robust", in [0, 1].
 
     Raises:
-      ValueError: if examples is not positive.
+      ValueError: if examples or batch_size is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np
@@ -53,8 +54,7 @@ def worst_case(
     Reference: Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
     Attacks", https://arxiv.org/abs/2003.01690, 2020.
     """
-    if examples is not None and examples < 1:
-        raise ValueError(f"examples must be at least 1, got {examples}")
+    check_counts(batch_size=batch_size, examples=1 if examples is None else examples)
 
     def final(key: Key, predict: Predict, source: Source) -> Evaluated:
         images, labels = in_order(key, source, examples, batch_size)
@@ -80,7 +80,11 @@ def in_order(
 
     Returns:
       Images `[example, ...]` and labels `[example]`, as NumPy's.
+
+    Raises:
+      ValueError: if examples or batch_size is not positive.
     """
+    check_counts(batch_size=batch_size, examples=1 if examples is None else examples)
     count = source.size if examples is None else min(examples, source.size)
     state, read = source.init(key), jax.jit(source.batch, static_argnums=3)
     parts = [read(state, number, jnp.arange(batch_size), batch_size) for number in range(-(-count // batch_size))]

@@ -60,4 +60,4 @@ def smoothed_cross_entropy(logits: Array, labels: Array, label_smoothing: float)
 
 def hits(logits: Array, labels: Array) -> Array:
     """1 where the prediction is right, 0 elsewhere, `[batch]` float32."""
-    return (jnp.argmax(logits, -1).astype(labels.dtype) == labels).astype(jnp.float32)
+    return (jnp.argmax(logits, -1).astype(jnp.int32) == labels.astype(jnp.int32)).astype(jnp.float32)

@@ -1,6 +1,7 @@
 """Auto-PGD: the reference's traces, and the mistakes that leave them; by hand; closed forms; starts, targets, draws."""
 
 import importlib
+import math
 from dataclasses import replace
 
 import chex
@@ -286,6 +287,28 @@ def test_draws_are_averaged(images, labels):
     assert follows(1) < 0.75
 
 
+def told(losses, steps=100):
+    """States after each of these losses, from a gray image of four features whose label stays right."""
+    search = attacks.apgd(geometry.linf(), 0.1, steps=steps, start=attacks.no_start)
+    image, label, logits = jnp.full(4, 0.5), jnp.int32(0), jnp.array([1.0, 0.0])
+    states, tell = [search.init(KEY, image, label, logits, jnp.int32(0))], jax.jit(search.tell)
+    for loss in losses:
+        states.append(tell(states[-1], image, label, Answer(logits, loss, jnp.ones(4))))
+    return states[1:]
+
+
+def test_the_first_checkpoint_knows_no_plateau():
+    """21 rises of 22, none above the start: the step stays. A checkpoint later it is halved."""
+    losses = [jnp.float32(loss) for loss in (0, *range(-50, -9))]
+    states = told(losses)
+    np.testing.assert_allclose([float(states[at].memory.step_size) for at in (22, 40, 41)], [0.2, 0.2, 0.1])
+
+
+def test_only_a_higher_loss_is_better():
+    np.testing.assert_array_equal(told([jnp.float32(0)] * 5)[-1].memory.best, 0.5)
+    assert np.all(told([jnp.float32(loss) for loss in range(5)])[-1].memory.best > 0.5)
+
+
 def test_a_gradient_that_is_no_number_moves_nothing(images):
     search = attacks.apgd(geometry.linf(), 0.1, start=attacks.no_start)
     state = begun(search, images, jnp.zeros(6, jnp.int32), jnp.zeros((6, 2)), 0)
@@ -338,8 +361,11 @@ def test_dtype_is_kept(dtype, ball, images, labels, curved, x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"radius": float("nan")}, "radius must be positive, got nan"),
+        ({"radius": float("nan")}, "radius must not be negative, got nan"),
+        ({"radius": math.inf}, "radius must be finite, got inf"),
+        ({"geometry": geometry.linf}, r"geometry must be a Geometry, such as geometry\.linf\(\), got <function"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"targets": -1}, "targets must be at least 0, got -1"),
         ({"draws": 0}, "draws must be at least 1, got 0"),

@@ -7,7 +7,7 @@ import pytest
 
 from jaxrobust import attacks, geometry
 from jaxrobust.attacks import apgd_l1 as sparse
-from jaxrobust.attacks.search import begin, step
+from jaxrobust.attacks.search import Answer, begin, step
 
 from .golden import traces
 from .recorded import as_strong, compare, withstanding
@@ -69,6 +69,8 @@ def test_the_plan_by_hand():
     assert three.ending.nonzero()[0].tolist() == [3, 7]
     assert three.checking.sum() == 10
     assert three.last_ball.nonzero()[0].tolist() == [8, 9, 10, 11, 12]
+    # 4 percent of a ball's own 30, 30 and 40 steps are one step; of 100 they were four.
+    assert sparse._plan(100, True).checking.sum() == 100
 
 
 def visited(search, images, labels, logits_fn):
@@ -92,6 +94,19 @@ def test_larger_balls_come_first_and_nothing_counts_there(images, labels, curved
     limits = radius * np.array([3] * 4 + [2] * 4 + [1] * 12)[:, None]
     assert np.all(sizes <= limits * (1 + 1e-6))
     np.testing.assert_allclose(sizes[[0, 4, 8]].max(1), [6, 4, 2], rtol=1e-5)
+    # Each ball begins at the best point of the one before, brought in, and with the counts and the step of its own.
+    memory = states.memory
+    for first, times in ((4, 2), (8, 1)):
+        best = memory.best[first]
+        assert not np.allclose(best, states.point[first - 1], atol=1e-3)
+        brought = jax.vmap(lambda image, point: geometry.project_l1_box(image, point, times * radius))(images, best)  # noqa: B023
+        np.testing.assert_allclose(states.point[first], brought, atol=1e-6)
+        np.testing.assert_array_equal(memory.step_size[first], times * radius)
+    for first in (0, 4, 8):
+        changed = np.sum(states.point[first] != np.asarray(images), axis=(1, 2, 3))
+        np.testing.assert_array_equal(memory.changed[first], changed)
+        np.testing.assert_array_equal(memory.left_out[first], np.clip((3 * 32 - 2 * changed) // 3, 0, 31))
+        assert np.any(changed != 32)
     # Before the answer to the last ball's first point nothing is found, though far away everything is misclassified.
     far = np.argmax(np.asarray([curved(jnp.asarray(point)) for point in states.point[:8]]), -1) != np.asarray(labels)
     assert far.mean() > 0.9
@@ -102,6 +117,31 @@ def test_larger_balls_come_first_and_nothing_counts_there(images, labels, curved
     assert not states.done[:13].any()
     found = np.abs(states.found.astype(np.float64) - np.asarray(images)).reshape(20, 6, -1).sum(-1)
     assert np.all(found <= radius * (1 + 1e-6))
+
+
+def test_steps_shrink_to_a_tenth_of_their_own_ball(images):
+    """Told again and again that no point is better, in the ball of three radii."""
+    search = attacks.apgd(geometry.l1(), 2.0, steps=40, larger_radius=True)
+    tell, label, logits = jax.jit(search.tell), jnp.int32(0), jnp.array([1.0, 0.0])
+    state, sizes = jax.jit(search.init)(KEY, images[0], label, logits, jnp.int32(0)), []
+    for value in range(12):
+        state = tell(state, images[0], label, Answer(logits, jnp.float32(-value), jnp.ones_like(images[0])))
+        sizes.append(float(state.memory.step_size))
+    np.testing.assert_allclose(sizes[:4], [6, 6 / 1.5, 6 / 1.5**2, 6 / 1.5**3], rtol=1e-6)
+    np.testing.assert_allclose(sizes[6:], 0.6, rtol=1e-6)
+
+
+def test_a_start_of_ones_own_is_told_the_largest_ball(images, labels, curved):
+    told = []
+
+    def start(key, ball, image, radius):
+        told.append(radius)
+        return attacks.no_start(key, ball, image, radius)
+
+    for larger in (False, True):
+        search = attacks.apgd(geometry.l1(), 2.0, steps=10, start=start, larger_radius=larger)
+        jax.eval_shape(lambda: search(KEY, curved, images, labels))  # noqa: B023
+    assert told == [2.0, 6.0]
 
 
 def test_how_many_pixels_a_step_changes(images):

@@ -107,5 +107,30 @@ def test_a_radius_of_zero_changes_nothing(member, images, labels, curved):
 
 @pytest.mark.parametrize("member", ROWS)
 def test_a_negative_radius_is_refused(member):
-    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
+    with pytest.raises(ValueError, match=r"radius must not be negative, got -1\.0"):
         ROWS[member][0](BALLS["linf"], -1.0)
+
+
+@pytest.mark.parametrize("member", ROWS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": lambda images: (255 * images).astype(jnp.uint8)}, "images must be floating point in .*, got uint8"),
+        ({"images": lambda x: x[0, 0, 0], "labels": lambda labels: labels[0]}, r"are images \[batch, \.\.\.\]"),
+        ({"key": lambda key: 7}, "keys must be one key or 6, such as"),
+    ],
+)
+def test_what_is_no_batch_is_refused(member, change, message, images, labels):
+    def logits_fn(images):
+        return jnp.stack([jnp.sum(images, axis=tuple(range(1, images.ndim)))] * 3, -1) if images.ndim > 1 else images
+
+    given = {"key": jax.random.key(0), "images": images, "labels": labels}
+    given |= {name: function(given[name]) for name, function in change.items()}
+    with pytest.raises(ValueError, match=message):
+        ROWS[member][0](BALLS["linf"], RADIUS)(given["key"], logits_fn, given["images"], given["labels"])
+
+
+@pytest.mark.parametrize("member", ROWS)
+def test_no_examples_are_no_work(member, images, labels, curved):
+    found = ROWS[member][0](BALLS["linf"], RADIUS)(jax.random.key(0), curved, images[:0], labels[:0])
+    assert found.shape == (0, *images.shape[1:])

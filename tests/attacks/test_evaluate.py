@@ -15,6 +15,7 @@ from flax import nnx
 from jaxrobust import attacks, geometry
 from jaxrobust.attacks import evaluation_file
 from jaxrobust.attacks.evaluate import evaluate
+from jaxrobust.attacks.pgd import Bounded
 from jaxrobust.attacks.search import Randomized, Search, SearchState
 
 RADIUS, KEY = 0.02, jax.random.key(3)
@@ -176,6 +177,7 @@ def test_killed_and_started_again_is_as_if_never_killed(model, found, tmp_path, 
         seen = []
         again = evaluate(KEY, *model, suite, batch_size=8, file=file, progress=seen.append)
         np.testing.assert_array_equal(again.correct, found.correct)
+        np.testing.assert_array_equal(again.questions, found.questions)
         np.testing.assert_allclose(again.adversarial, found.adversarial, rtol=0, atol=1e-6)
         assert [standing.name for standing in seen].count("climb") < 10 or stop_at == "climb"
         assert seen[0].name == stop_at
@@ -242,9 +244,122 @@ def test_a_file_of_another_evaluation_is_refused(model, tmp_path):
             evaluate(key, model_, data, labels[:16], {"climb": suite}, **arguments)
     evaluate(KEY, logits_fn, images[:16], labels[:16], {"climb": climb()}, **arguments)
     assert file.read_bytes() == kept
-    file.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(ValueError, match="holds no evaluation"):
-        evaluate(KEY, logits_fn, images[:16], labels[:16], {"climb": climb()}, **arguments)
+    array = tmp_path / "array.npy"
+    np.save(array, images)
+    for damaged in (b"PK\x03\x04 cut short", b"", array.read_bytes()):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="holds no evaluation"):
+            evaluate(KEY, logits_fn, images[:16], labels[:16], {"climb": climb()}, **arguments)
+
+
+def test_a_file_of_a_masked_model_is_not_that_of_its_stand_in(model, tmp_path):
+    """Both say the same of every image; the stand-in, which the checks advise, has gradients."""
+    logits_fn, images, labels = model
+
+    def masked(images):
+        return logits_fn(jnp.round(16 * images) / 16)
+
+    def smooth(images):
+        return logits_fn(images + jax.lax.stop_gradient(jnp.round(16 * images) / 16 - images))
+
+    arguments = {"batch_size": 16, "file": tmp_path / "state.npz", "check": False}
+    evaluate(KEY, masked, images[:16], labels[:16], {"climb": climb()}, **arguments)
+    with pytest.raises(ValueError, match="belongs to another evaluation"):
+        evaluate(KEY, smooth, images[:16], labels[:16], {"climb": climb()}, **arguments)
+    evaluate(KEY, masked, images[:16], labels[:16], {"climb": climb()}, **arguments)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_attacked(model, tmp_path):
+    logits_fn, images, labels = model
+    (tmp_path / "taken").write_text("")
+    file = tmp_path / "taken" / "state.npz"
+    with pytest.raises(OSError, match="taken"):
+        evaluate(KEY, logits_fn, images, labels, climb(), file=file, progress=lambda _: pytest.fail("attacked"))
+
+
+def test_what_was_told_before_a_kill_is_told_after_it(model, tmp_path):
+    logits_fn, images, labels = model
+    suite = {"liar": liar(lambda image: image), "climb": climb()}
+    file = tmp_path / "state.npz"
+
+    def kill(standing):
+        if standing.name == "climb":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(KEY, logits_fn, images, labels, suite, file=file, progress=kill)
+    with pytest.warns(UserWarning, match="liar: .* are not counted"):
+        evaluate(KEY, logits_fn, images, labels, suite, file=file)
+
+
+def liar(lie, radius=RADIUS):
+    """A search that claims success with whatever is made of an image."""
+
+    def init(key, image, label, logits, run):
+        return SearchState(image, lie(image), jnp.bool_(False), jnp.bool_(False), ())
+
+    def tell(state, image, label, answer):
+        return state._replace(broken=jnp.bool_(True))
+
+    return Search("liar", geometry.linf(), radius, init, tell)
+
+
+@pytest.mark.parametrize(
+    ("image", "lie", "counted"),
+    [
+        (0.0, RADIUS * (1 + 5e-7), True),
+        (0.0, RADIUS * (1 + 1e-5), False),
+        (0.0, -RADIUS / 2, False),
+        (1.0, 1 + RADIUS / 2, False),
+        (1.0, 1 - RADIUS / 2, True),
+        (0.5, np.nan, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*are not counted", "ignore:.*not finite")
+def test_norm_and_box_to_a_millionth(image, lie, counted):
+    """Of one feature; whatever is not the clean image is misclassified."""
+
+    def logits_fn(images):
+        moved = jnp.abs(images - image) - 1e-3
+        return jnp.concatenate([-moved, moved], 1)
+
+    for attack in (
+        liar(lambda _: jnp.full(1, lie, jnp.float32)),
+        Bounded("other", geometry.linf(), RADIUS, lambda k, f, x, y: jnp.full_like(x, lie)),
+    ):
+        found = evaluate(KEY, logits_fn, np.full((3, 1), image, np.float32), np.zeros(3, int), attack, check=False)
+        assert found.correct[0].tolist() == [not counted] * 3
+
+
+def test_logits_that_are_not_finite_are_wrong_and_told(model):
+    """Whatever the label: off the clean images this model gives no number."""
+    logits_fn, images, labels = model
+
+    def fragile(points):
+        on_grid = jnp.all(points * 16 == jnp.round(points * 16), axis=1, keepdims=True)
+        return jnp.where(on_grid, logits_fn(points), jnp.nan)
+
+    with pytest.warns(UserWarning, match="apgd: logits of .* images were not finite, which counts as wrong"):
+        found = evaluate(KEY, fragile, images, labels, attacks.apgd(geometry.linf(), RADIUS, steps=1), check=False)
+    assert not found.correct[0].any()
+
+
+@pytest.mark.parametrize("ball", ["l1", "linf"])
+def test_what_is_measured_is_what_was_attacked(ball):
+    """Images of another precision are rounded first: in l1 the rounding of many pixels is a distance too."""
+    random = np.random.default_rng(0)
+    images, weights = random.integers(0, 256, (12, 192)) / 255.0, random.standard_normal((192, 3)).astype(np.float32)
+    radius = {"l1": 1.0, "linf": 0.02}[ball]
+    attack = attacks.apgd(getattr(geometry, ball)(), radius, steps=3, start=attacks.no_start)
+    labels = np.argmax((images - 0.5) @ weights, 1)
+
+    def robust(dtype):
+        return evaluate(KEY, lambda x: (x - 0.5) @ weights, images.astype(dtype), labels, attack, check=False)
+
+    found = robust(np.float32)
+    assert 0 < found.robust_accuracy < 1
+    np.testing.assert_array_equal(robust(np.float64).correct, found.correct)
+    assert robust(np.float16).warnings == ()
 
 
 @pytest.mark.parametrize("fault", ["far", "outside", "right"])
@@ -252,16 +367,9 @@ def test_what_does_not_hold_is_taken_back(model, fault):
     """A search that claims success with an image too far away, out of the box, or rightly classified."""
     logits_fn, images, labels = model
 
-    def init(key, image, label, logits, run):
-        lie = {"far": jnp.clip(image + 0.2, 0, 1), "outside": image - RADIUS / 2, "right": image}[fault]
-        return SearchState(image, lie, jnp.bool_(False), jnp.bool_(False), ())
-
-    def tell(state, image, label, answer):
-        return state._replace(broken=jnp.bool_(True))
-
-    liar = Search("liar", geometry.linf(), RADIUS, init, tell)
+    lies = {"far": lambda x: jnp.clip(x + 0.2, 0, 1), "outside": lambda x: x - RADIUS / 2, "right": lambda x: x}
     with pytest.warns(UserWarning, match="liar: .* are not counted"):
-        found = evaluate(KEY, logits_fn, images, labels, {"liar": liar}, batch_size=16, check=False)
+        found = evaluate(KEY, logits_fn, images, labels, liar(lies[fault]), batch_size=16, check=False)
     np.testing.assert_array_equal(found.correct[0], found.clean)
     np.testing.assert_array_equal(found.adversarial, images)
 
@@ -313,6 +421,80 @@ def test_draws_are_counted_and_follow_the_example(model):
     assert found[0].questions[0] % 4 == 0
     with pytest.raises(ValueError, match="pgd cannot attack a model that draws"):
         evaluate(KEY, noisy, images, labels, {"pgd": attacks.pgd(geometry.linf(), 0.1, steps=1)})
+
+
+def test_every_question_has_a_draw_of_its_own(model):
+    """Of two images, two runs of four answers, two draws each: the places ask under keys that never return."""
+    seen = []
+
+    def draw(keys, x):
+        jax.debug.callback(
+            lambda data: seen.extend(row.tobytes() for row in np.asarray(data)), jax.random.key_data(keys)
+        )
+        return jnp.array([1.0, 0.0]) + 0 * x[:, :2]
+
+    search = attacks.apgd(geometry.linf(), 0.01, steps=3, restarts=2, draws=2)
+    found = evaluate(KEY, Randomized(draw), model[1][:2], np.zeros(2, int), search, check=False)
+    jax.effects_barrier()
+    assert found.questions[0] == 2 * 2 * 4 * 2
+    assert len(set(seen)) >= 2 * 2 * 4 * 2
+
+
+def test_a_look_is_a_question_too(model):
+    """Two targets, three steps, a gradient and a look each, of every image that is right."""
+    logits_fn, images, labels = model
+    found = evaluate(
+        KEY, logits_fn, images, labels, attacks.fab(geometry.linf(), 1e-9, steps=3, targets=2), check=False
+    )
+    assert found.questions[0] == 2 * 3 * 2 * found.clean.sum()
+
+
+def test_without_a_radius_the_closest_image_is_found(model):
+    logits_fn, images, labels = model
+    attack = attacks.fab(geometry.linf(), np.inf, steps=5, targets=1)
+    found = evaluate(KEY, logits_fn, images[:9], labels[:9], attack, check=False)
+    direct = attack(KEY, logits_fn, jnp.asarray(images[:9]), jnp.asarray(labels[:9]))
+    np.testing.assert_allclose(found.adversarial, direct, rtol=0, atol=1e-6)
+    first = attacks.fab(geometry.linf(), np.inf, steps=1, targets=1)(KEY, logits_fn, images[:9], labels[:9])
+    assert not np.allclose(found.adversarial, first, rtol=0, atol=1e-4)
+
+
+def test_compilation_is_left_out_of_the_seconds(model):
+    """One that is said to have taken 100 seconds."""
+
+    def compiled(standing):
+        if standing.settled == standing.total:
+            jax.monitoring.record_event_duration_secs("/jax/core/compile/as_if", 100.0)
+
+    found = evaluate(KEY, *model, climb(), progress=compiled, check=False)
+    assert found.compile_seconds[0] > 100
+    assert found.seconds[0] < 0
+
+
+def test_attacks_of_one_name_are_all_kept(model):
+    suite = [climb(name=name) for name in ("a", "a", "a 1")]
+    found = evaluate(KEY, model[0], model[1][:8], model[2][:8], suite, check=False)
+    assert found.names == ("a", "a 1", "a 1 2")
+
+
+@pytest.mark.parametrize("layer", ["batch norm", "dropout"])
+def test_a_module_in_training_mode_is_refused(model, layer):
+    _, images, labels = model
+
+    class Network(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.dense = nnx.Linear(64, 10, rngs=rngs)
+            self.last = nnx.BatchNorm(10, rngs=rngs) if layer == "batch norm" else nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.dense(x))
+
+    network = Network()
+    with pytest.raises(ValueError, match=r"in training mode does: call its eval\(\) first"):
+        evaluate(KEY, network, images, labels, climb())
+    network.eval()
+    assert evaluate(KEY, network, images, labels, climb(questions=2)).names == ("climb",)
 
 
 def test_recorded_starts_go_to_their_examples(model):
@@ -374,9 +556,9 @@ def test_gradients_of_a_model_that_draws_are_means(model):
         return attacks.search.step(recorder, Randomized(draw), keys, states, images[:6], labels[:6]).memory, keys
 
     found, keys = asked(4)
-    loss = attacks.losses.cross_entropy
+    loss, own = attacks.losses.cross_entropy, attacks.search.folded(keys, 0)
     each = [
-        jax.grad(lambda x, i=i: loss(draw(attacks.search.folded(keys, i), x), labels[:6]).sum())(images[:6])
+        jax.grad(lambda x, i=i: loss(draw(attacks.search.folded(own, i), x), labels[:6]).sum())(images[:6])
         for i in range(4)
     ]
     np.testing.assert_allclose(found, sum(each) / 4, rtol=1e-4, atol=1e-6)
@@ -401,7 +583,26 @@ def test_wilson():
         ({"labels": np.zeros(3, int)}, r"labels must be \[4\]"),
         ({"labels": np.zeros(4, np.float32)}, "labels must be classes"),
         ({"labels": np.full(4, 11)}, "the classes of the logits, got 11"),
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 4.5}, "batch_size must be a whole number, got 4.5"),
+        (
+            {"images": np.zeros((0, 64), np.float32), "labels": np.zeros(0, int)},
+            "images must be at least one, got none",
+        ),
+        ({"images": np.zeros(64, np.float32), "labels": np.int32(3)}, r"labels \[example\], got \(64,\) and \(\)"),
+        ({"suite": []}, "suite must hold an attack, got none"),
+        ({"suite": "standard"}, "suite must be attacks, such as .*, got 'standard' for attack 0"),
+        ({"suite": [lambda keys, f, x, y: x[:, :3]]}, r"must return images of shape \(.*, 64\), got shape \(.*, 3\)"),
+        ({"logits_fn": "model"}, "logits_fn must be a function or a Randomized, got 'model'"),
+        ({"logits_fn": lambda x: x.sum(1)}, r"must return logits \[.*, class\] of .* images, got shape \(.*,\)"),
+        (
+            {"logits_fn": lambda x: x[:, None]},
+            r"must return logits \[.*, class\] of .* images, got shape \(.*, 1, 64\)",
+        ),
+        ({"logits_fn": lambda x: x[:1]}, r"must return logits \[.*, class\] of .* images, got shape \(1, 64\)"),
+        ({"logits_fn": lambda x: (x, {})}, r"must return logits \[.*, class\] of .* images, got a tuple"),
+        ({"logits_fn": lambda x: x.astype(jnp.int32)}, "logits must be of floating point, got int32"),
+        ({"logits_fn": lambda x: np.asarray(x)}, r"must be written in jax\.numpy"),
         ({"logits_fn": lambda x: jnp.full((len(x), 10), jnp.nan)}, "logits must be finite, got 4 examples"),
     ],
 )
@@ -409,3 +610,8 @@ def test_bad_input_is_refused(model, change, message):
     good = {"logits_fn": model[0], "images": model[1][:4], "labels": model[2][:4], "suite": [climb()]}
     with pytest.raises(ValueError, match=message):
         evaluate(KEY, **(good | change))
+
+
+def test_a_key_is_one():
+    with pytest.raises(ValueError, match=r"key must be one of jax\.random\.key, got 7"):
+        evaluate(7, lambda x: x, np.zeros((1, 2), np.float32), np.zeros(1, int), climb())

@@ -234,6 +234,16 @@ def test_broken_is_misclassified_within_the_radius():
         np.testing.assert_allclose(last.memory.distance, 0.25 * 1.005213, atol=1e-5)
 
 
+def test_the_radius_is_kept_to_a_millionth(x64):
+    logits_fn = plane(jnp.array([[1.0, -1.0], [1.0, -1.0]]), jnp.array([-1.0, 1.0]))
+    image, label = jnp.full((1, 2), 0.75, jnp.float64), jnp.array([0])
+    closest = attacks.fab(geometry.linf(), math.inf, steps=4)(KEY, logits_fn, image, label)
+    distance = float(jnp.max(jnp.abs(closest - image)))
+    for times, moves in ((1 + 1e-6, True), (1 - 1e-6, False)):
+        found = attacks.fab(geometry.linf(), distance * times, steps=4)(KEY, logits_fn, image, label)
+        assert bool(jnp.any(found != image)) == moves
+
+
 @every
 @pytest.mark.parametrize(("shape", "classes", "targets"), [((5, 3, 1), 2, 9), ((7,), 3, 0)])
 def test_few_classes_and_any_shape(ball, shape, classes, targets, x64):
@@ -337,9 +347,10 @@ def test_dtype_is_kept(ball, dtype, integer, images, labels, curved, x64):
     [
         ({"geometry": geometry.lp(3.0)}, "geometry must be linf, l2 or l1, got l3"),
         ({"geometry": geometry.fourier_linf()}, "geometry must be linf, l2 or l1, got fourier_linf"),
-        ({"radius": math.nan}, "radius must be positive, got nan"),
-        ({"radius": -0.5}, "radius must be positive, got -0.5"),
+        ({"radius": math.nan}, "radius must not be negative, got nan"),
+        ({"radius": -0.5}, "radius must not be negative, got -0.5"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
         ({"targets": -1}, "targets must be at least 0, got -1"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"restarts": 2, "radius": math.inf}, "restarts must be 1 in an infinite radius, got 2"),

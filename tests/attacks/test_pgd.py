@@ -1,5 +1,7 @@
 """Projected gradient ascent: closed forms on linear models, black boxes, restarts."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -213,7 +215,24 @@ def test_only_convolutions_are_written_out_and_only_on_a_cpu():
     assert not chooses(jax.jit(jnp.sin))
 
 
+def test_the_default_step_is_two_and_a_half_radii_over_the_steps():
+    """A peak at 0.56: from 0.5 by steps of 0.0625 past it and back, by steps of 0.05 past it in the second one."""
+
+    def ends(**options):
+        attack = attacks.pgd(geometry.linf(), 0.1, steps=4, start=attacks.no_start, loss=peak, **options)
+        return float(attack(KEY, lambda x: x, jnp.full((1, 1), 0.5), jnp.zeros(1, jnp.int32))[0, 0])
+
+    def peak(logits, labels):
+        del labels
+        return -((logits[:, 0] - 0.56) ** 2)
+
+    np.testing.assert_allclose(ends(), 0.5, atol=1e-6)
+    np.testing.assert_allclose(ends(step_size=0.05), 0.6, atol=1e-6)
+
+
 def test_keys_are_counted():
+    with pytest.raises(ValueError, match=r"keys must be one key or 3, such as jax\.random\.key\(0\), got 7"):
+        per_example_keys(7, 3)
     assert per_example_keys(KEY, 3).shape == (3,)
     with pytest.raises(ValueError, match=r"keys must be one key or 3, got shape \(2,\)"):
         per_example_keys(jax.random.split(KEY), 3)
@@ -222,8 +241,10 @@ def test_keys_are_counted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"radius": float("nan")}, "radius must be positive, got nan"),
+        ({"radius": float("nan")}, "radius must not be negative, got nan"),
+        ({"radius": math.inf}, "radius must be finite, got inf"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
         ({"step_size": -0.1}, "step_size must be positive, got -0.1"),

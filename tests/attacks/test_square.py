@@ -169,9 +169,11 @@ def by_hand(ball, image, found, side, drawn, mistake=None):
     delta = found - image
     total = np.sum(np.abs(delta) ** p)
     result = delta.copy()
+    moving = [(i, j) for i, j in pixels if inside(i, j, one) or inside(i, j, two)]
     for k in range(channels):
         old = sum(abs(delta[i, j, k]) ** p for i, j in pixels if inside(i, j, one)) ** (1 / p)
-        both = sum(abs(delta[i, j, k]) ** p for i, j in pixels if inside(i, j, one) or inside(i, j, two))
+        among = [k] if mistake == "alone" else range(channels)
+        both = sum(abs(delta[i, j, m]) ** p for i, j in moving for m in among)
         new = {}
         for i, j in pixels:
             if inside(i, j, two) and mistake != "not emptied":
@@ -237,8 +239,8 @@ def proposed(ball, shape):
 
 MISTAKES = {
     "linf": ["all positive", "one sign", "pixelwise", "last place"],
-    "l2": ["all positive", "one sign", "last place", "never turned", "not emptied", "forgets", "no unused"],
-    "l1": ["all positive", "last place", "not emptied", "forgets", "no channels", "not projected"],
+    "l2": ["all positive", "one sign", "last place", "never turned", "not emptied", "forgets", "no unused", "alone"],
+    "l1": ["all positive", "last place", "not emptied", "forgets", "no channels", "not projected", "alone"],
 }
 
 
@@ -287,6 +289,35 @@ def test_starts_by_hand(ball):
     # Scaled to the ball and cut by the box, or projected on both: in l1 what has room shares the whole radius.
     size = {"linf": np.full(64, radius), "l2": np.full(64, radius / np.sqrt(50)), "l1": radius / moved}[ball]
     np.testing.assert_allclose(np.abs(delta)[delta != 0], np.repeat(size, moved), rtol=1e-5)
+
+
+def test_half_of_the_bumps_at_the_start_are_turned():
+    """Bumps of two pixels by two: the sign changes from the upper row to the lower, or from left to right."""
+    search, image = square("l2"), jnp.full((10, 10, 1), 0.5)
+    begin = jax.jit(
+        jax.vmap(lambda key: search.init(key, image, jnp.int32(0), jnp.array([1.0, 0.0]), jnp.int32(0)).point)
+    )
+    sign = np.sign(np.asarray(begin(jax.random.split(KEY, 64)))[..., 0] - 0.5)
+    tiles = sign.reshape(64, 5, 2, 5, 2)
+    down = tiles[:, :, 0, :, 0] != tiles[:, :, 1, :, 0]
+    right = tiles[:, :, 0, :, 0] != tiles[:, :, 0, :, 1]
+    assert np.all(down ^ right)
+    assert within_four_sigmas(down.mean(), 1 / 2, down.size)
+
+
+def largest_window(**options):
+    """The most pixels that the last of 100 questions changes, of eight images of 24 x 24."""
+    images = jax.random.uniform(jax.random.key(1), (8, 24, 24, 1), jnp.float32, 0.3, 0.7)
+    states = questions(square("linf", queries=101, **options), images, 99)
+    return np.sum(np.asarray(states.point[-1] != states.found[-1]), axis=(1, 2, 3)).max()
+
+
+def test_windows_shrink_as_the_options_say():
+    """Question 99 covers a fifth of the image; a 512th of 0.8 where 100 questions count as 10,000; a 40th of 0.1."""
+    plain, rescaled, small = largest_window(), largest_window(rescaled=True), largest_window(first_share=0.1)
+    assert 4**2 < plain <= 11**2
+    assert rescaled == 1
+    assert 1 < small <= 4**2
 
 
 @every
@@ -514,8 +545,9 @@ def test_dtype_is_kept(ball, dtype, images, labels, curved, x64):
     ("options", "message"),
     [
         ({"geometry": geometry.fourier_linf()}, "geometry must be one of linf, l2, l1, got fourier_linf"),
-        ({"radius": float("nan")}, "radius must be positive, got nan"),
+        ({"radius": float("nan")}, "radius must not be negative, got nan"),
         ({"queries": 0}, "queries must be at least 1, got 0"),
+        ({"queries": 9.5}, "queries must be a whole number, got 9.5"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"first_share": 0.0}, r"first_share must be in \(0, 1\], got 0\.0"),
         ({"first_share": 1.5}, r"first_share must be in \(0, 1\], got 1\.5"),

@@ -8,7 +8,8 @@ All methods of a table have one network and one schedule: on the digits those of
 ResNet-8 without batch norm for two epochs, data and optimizer of configs/cifar10_trades.py. SOAR is the paper's: one
 draw, differences of gradients of length 0.01, one PGD step at first. Nothing was chosen by what the table shows.
 
-A run adds a row to the file: accuracy before and after each attack, on the same first test images. AutoAttack is the
+A run adds a row to the file, and stays in the folder RESULTS beside it: without its row it is attacked again, and not
+trained again. In a row are accuracy before and after each attack, on the same first test images. AutoAttack is the
 standard suite in l-infinity; the Fourier attack is PGD on the logits' margin. Beside it, for attacks in each p-norm,
 the share of a perturbation's energy in its strongest tenth of the frequencies, against a random perturbation of equal
 norm brought into the box: means over the images, and p of Wilcoxon's signed-rank test that the attack's is larger.
@@ -93,13 +94,15 @@ def objective(setting, method):
     }[method]()
 
 
-def run(place, method, seed, directory, *, steps=None, examples=None):
-    """Train one method with one seed, and attack it."""
+def run(place, method, seed, directory, *, steps=None, examples=None, keep=None):
+    """Train one method with one seed, or take it from the folder `keep`, and attack it."""
     setting, began = SETTINGS[place], time.perf_counter()
     built = setting.build(directory, steps or setting.steps, seed)
     # Every evaluation is this file's own; what `fit` asks for at the end is the clean accuracy alone.
     unseen = {"evaluate": attacks.accuracy(examples=1), "final": None, "evaluate_every": 0, "checkpoint_every": 0}
-    fitted = train.fit(replace(built, objective=objective(setting, method), **unseen), devices=jax.devices()[:1])
+    experiment = replace(built, objective=objective(setting, method), **unseen)
+    folder = keep and Path(keep) / f"{place}-{method}-{seed}"
+    fitted = train.fit(experiment, folder, devices=jax.devices()[:1])
     trained = time.perf_counter()
     count = examples or setting.examples
     batch = built.test.batch(built.test.init(KEY), 0, jnp.arange(count), count)
@@ -186,7 +189,7 @@ def main(place, results, *methods):
             rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
             if any((row["place"], row["method"], row["seed"]) == (place, method, seed) for row in rows):
                 continue
-            row = run(place, method, seed, directory)
+            row = run(place, method, seed, directory, keep=path.with_suffix(""))
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             found = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in ACCURACIES)

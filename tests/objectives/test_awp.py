@@ -126,6 +126,27 @@ def test_more_steps_are_no_weaker_and_stay_in_the_ball(case):
         assert np.linalg.norm(many.weights[leaf]) > 0.4 * np.linalg.norm(params[leaf])
 
 
+def test_five_steps_by_their_formula(case):
+    """Half of gamma |w| along each gradient, 2.5 / 5, and back into the ball."""
+    params, inner, gamma = case[2], INNER["cross_entropy"], 0.5
+
+    def moved(share):
+        weights = jax.tree.map(jnp.zeros_like, params)
+        for _ in range(5):
+            slope = jax.grad(lambda w: mean(inner, (), case, added(params, w)))(weights)
+            for leaf in ("in", "out"):
+                length = np.linalg.norm(params[leaf])
+                weights[leaf] += share * gamma * length * slope[leaf] / np.linalg.norm(slope[leaf])
+                weights[leaf] *= min(1, gamma * length / np.linalg.norm(weights[leaf]))
+        return weights
+
+    found = objectives.awp(inner, gamma, steps=5).prepare(*case).weights
+    expected, small = moved(0.5), moved(0.2)
+    for leaf in ("in", "out"):
+        np.testing.assert_allclose(found[leaf], expected[leaf], rtol=1e-9)
+        assert not np.allclose(found[leaf], small[leaf], rtol=1e-2)
+
+
 def test_a_radius_of_zero_is_the_objective_itself(case):
     for inner in INNER.values():
         assert objectives.awp(inner, 0) is inner

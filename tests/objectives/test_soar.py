@@ -229,6 +229,38 @@ def test_losses_by_the_dense_matrix(double, x64):
         assert not np.allclose(natural + (5 * RADIUS**2 - squared + 1) / 2 * spectral - 0.5, found, rtol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"samples": 3}, {"finite_difference": 0.01}], ids=str)
+def test_losses_by_what_is_drawn(options, double, x64):
+    """The root of the mean of |Hz + sg|^2 + (g'z + s)^2 over the drawn z and s, at the perturbed image."""
+    gradient, batch, (keys, model, params, state) = double
+    delta = jnp.asarray(0.05 * np.sign(np.random.default_rng(5).standard_normal(batch.inputs.shape)))
+
+    def expected(samples=1, finite_difference=None, points=batch.inputs + delta):
+        slope, total = np.asarray(gradient(points)).reshape(5, -1), 0
+        hessians = dense(bordered(gradient, points), points)[:, :-1, :-1]
+        for number in range(samples):
+            own = jax.vmap(jax.random.split)(jax.vmap(jax.random.fold_in, (0, None))(keys, number))
+            z = jax.vmap(lambda key: jax.random.normal(key, points.shape[1:], points.dtype))(own[:, 0])
+            s = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (), points.dtype))(own[:, 1]))
+            product = np.einsum("nij,nj->ni", hessians, z.reshape(5, -1))
+            if finite_difference is not None:
+                ahead = np.asarray(gradient(points + finite_difference * z)).reshape(5, -1)
+                product = (ahead - slope) / finite_difference
+            last = np.sum(slope * z.reshape(5, -1), axis=1) + s
+            total = total + np.sum((product + s[:, None] * slope) ** 2, axis=1) + last**2
+        return (4 * RADIUS**2 + 1) / 2 * np.sqrt(total / samples) - 0.5
+
+    found, (_, metrics) = objectives.soar(LINF, RADIUS, **options).losses(delta, keys, model, params, state, batch)
+    natural = attack_losses.cross_entropy(
+        model.apply(params, state, batch.inputs + delta, train=False)[0], batch.targets
+    )
+    np.testing.assert_allclose(metrics["regularizer"], expected(**options), rtol=1e-7)
+    np.testing.assert_allclose(found, natural + expected(**options), rtol=1e-7)
+    # Of other draws, of another product, and at the clean image.
+    for other in ({"samples": 2}, {"finite_difference": 0.5}, {"points": batch.inputs}):
+        assert not np.allclose(expected(**options | other), metrics["regularizer"], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"samples": 3}, {"finite_difference": 0.01}, {"power_iterations": 200}], ids=str
 )
