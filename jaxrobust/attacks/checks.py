@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import errors
 
 from jaxrobust.attacks import losses
 from jaxrobust.attacks.pgd import per_example_keys
@@ -42,13 +41,16 @@ def check_model(logits_fn: Predict | Randomized, images: np.ndarray) -> int:
     asked = logits_fn.draw if isinstance(logits_fn, Randomized) else lambda keys, points: logits_fn(points)
     try:
         found = jax.eval_shape(asked, jax.random.split(jax.random.key(0), len(images)), images)
-    except errors.TraceContextError as error:
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError("logits_fn must be written in jax.numpy: NumPy takes no array that JAX traces") from error
+    except Exception as error:
+        # Flax's, known by its name: nothing here needs Flax.
+        if type(error).__name__ != "TraceContextError":
+            raise
         raise ValueError(
             "logits_fn changes its own state, as a module in training mode does: call its eval() first, or wrap what "
             f"draws in attacks.Randomized ({' '.join(str(error).split())[:80]})"
         ) from error
-    except jax.errors.TracerArrayConversionError as error:
-        raise ValueError("logits_fn must be written in jax.numpy: NumPy takes no array that JAX traces") from error
     form = getattr(found, "shape", None)
     if form is None or len(form) != 2 or form[0] != len(images):
         told = f"shape {form}" if form is not None else f"a {type(found).__name__}"
