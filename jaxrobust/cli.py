@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import difflib
 import functools
-import importlib
 import inspect
 import io
 import logging
@@ -271,59 +270,16 @@ def _evaluate_function(options: argparse.Namespace) -> int:
         return _complain("a function needs --data, --geometry and --radius")
     if options.config is not None or options.step is not None:
         return _complain("--config and --step belong to a run, not to MODULE:FUNCTION")
-    logits_fn, source = _function(options.subject), _test_examples(options.data)
+    from jaxrobust.attacks.named_function import check_function, find_function
+
+    logits_fn, source = find_function(options.subject), _test_examples(options.data)
     import jax
 
-    _check_function(options.subject, logits_fn, source)
+    check_function(options.subject, logits_fn, source)
     with _attacks_of(options) as evaluation:
         evaluated = evaluation(jax.random.key(options.seed or 0), logits_fn, source)
     print(_result(evaluated.metrics))
     return 0
-
-
-def _function(subject: str) -> Any:
-    """What a user named: a function from images to logits, or a `Randomized`."""
-    from jaxrobust.attacks import Randomized
-
-    name, _, attribute = subject.partition(":")
-    if "/" in name or name.startswith(".") or name.endswith(".py"):
-        raise ValueError(f"{name} is no module: name it as Python imports it, without folder and .py")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{name} imports {error.name}, which is not installed") from error
-        raise ValueError(f"no module {error.name}: name it as Python imports it, from the working directory") from error
-    except Exception as error:  # Whatever a user's module does when it is imported.
-        raise ValueError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
-    try:
-        found = functools.reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        raise ValueError(f"{name} has no function {attribute or '(none given)'}: give MODULE:FUNCTION") from error
-    if not callable(found) and not isinstance(found, Randomized):
-        raise ValueError(f"{subject} is a {type(found).__name__}, and no function from images to logits")
-    return found
-
-
-def _check_function(subject: str, logits_fn: Any, source: Any) -> None:
-    """Show a user's function a few images, by their shape, and its classes the labels."""
-    import jax
-
-    from jaxrobust.attacks import in_order
-    from jaxrobust.attacks.checks import check_model
-
-    images, labels = in_order(jax.random.key(0), source)
-    try:
-        classes = check_model(logits_fn, images[:2])
-    except ValueError:
-        raise
-    except Exception as error:  # Whatever a user's function does.
-        told = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise ValueError(f"{subject} failed on images of shape {images[:2].shape}: {told}") from error
-    if labels.max() >= classes:
-        raise ValueError(f"labels must lie in [0, {classes}), the classes of the logits, got {labels.max()}")
 
 
 def _test_examples(name: str) -> Any:

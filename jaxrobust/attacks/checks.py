@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrobust.attacks import losses
 from jaxrobust.attacks.pgd import per_example_keys
-from jaxrobust.attacks.search import Randomized, answer_logits, folded, misclassified
+from jaxrobust.attacks.search import Randomized, answer_logits, folded
 from jaxrobust.typing import Array, Key, Predict
 
 AGAIN, SAME, SIMPLEX, HELPED = 4, 1e-4, 1e-5, 0.002
@@ -61,7 +61,13 @@ def check_model(logits_fn: Predict | Randomized, images: np.ndarray) -> int:
 
 
 def before_attacks(
-    key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray, logits: np.ndarray, averaged: bool = False
+    key: Key,
+    logits_fn: Predict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    slopes: np.ndarray | None,
+    averaged: bool = False,
 ) -> list[str]:
     """Look at a model on one batch.
 
@@ -70,13 +76,14 @@ def before_attacks(
       logits_fn: the classifier, or a `Randomized`.
       images: `[batch, ...]` in [0, 1].
       labels: `[batch]`.
-      logits: `[example, class]`, what it said of all examples.
+      logits: `[example, class]`, what it said of all examples, of which the batch is the first.
+      slopes: `[batch, ...]`, as `first_slopes` gives them.
       averaged: whether every attack takes the mean over several draws.
 
     Returns:
       One line for each doubt.
     """
-    batch, classes = jnp.asarray(images), jnp.asarray(labels)
+    batch = jnp.asarray(images)
     keys, told = per_example_keys(key, len(batch)), []
     asked = jax.jit(answer_logits)
     first = _unit(asked(logits_fn, keys, batch))
@@ -99,13 +106,34 @@ def before_attacks(
     inside = np.min(logits) >= -SIMPLEX and np.max(logits) <= 1 + SIMPLEX
     if inside and np.abs(logits.sum(1) - 1).max() < SIMPLEX:
         told.append("the outputs are probabilities, whose gradients vanish: pass logits, without the softmax")
-    flat = _without_gradient(logits_fn, keys, batch, classes)
+    right = logits[: len(images)].argmax(1) == labels
+    flat = 0 if slopes is None else np.sum(right & ~slopes.reshape(len(images), -1).any(1))
     if flat:
         told.append(
             f"{flat} of {len(images)} images have a gradient of exactly 0: something masks it (a step function, "
             "saturation, quantization); put a smooth stand-in behind it, or rely on Square and on transfer"
         )
     return told
+
+
+def first_slopes(key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+    """Gradients of the margin at images.
+
+    Args:
+      key: for a model that draws.
+      logits_fn: the classifier, or a `Randomized`.
+      images: `[batch, ...]`.
+      labels: `[batch]`.
+
+    Returns:
+      `[batch, ...]`; None for a model behind a callback, which has no gradient.
+    """
+    try:
+        return np.asarray(_slopes(logits_fn, per_example_keys(key, len(images)), images, labels))
+    except ValueError as error:
+        if "callback" in str(error).lower():
+            return None
+        raise
 
 
 def after_attacks(names: Sequence[str], blind: Sequence[bool], correct: np.ndarray) -> list[str]:
@@ -127,25 +155,9 @@ def after_attacks(names: Sequence[str], blind: Sequence[bool], correct: np.ndarr
     ]
 
 
-def _without_gradient(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> int:
-    """How many images' loss has a gradient of exactly zero, though they are classified rightly."""
-    try:
-        return int(_count_flat(logits_fn, keys, images, labels))
-    except ValueError as error:
-        # A model behind a callback has no gradient at all: attacks that need one say so themselves.
-        if "callback" in str(error).lower():
-            return 0
-        raise
-
-
 @jax.jit
-def _count_flat(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> Array:
-    def loss(points: Array) -> tuple[Array, Array]:
-        logits = answer_logits(logits_fn, keys, points)
-        return jnp.sum(losses.margin(logits, labels)), ~misclassified(logits, labels)
-
-    slopes, right = jax.grad(loss, has_aux=True)(images)
-    return jnp.sum(right & jnp.all(slopes.reshape(len(images), -1) == 0, axis=1))
+def _slopes(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> Array:
+    return jax.grad(lambda points: jnp.sum(losses.margin(answer_logits(logits_fn, keys, points), labels)))(images)
 
 
 def _unit(logits: Array) -> Array:

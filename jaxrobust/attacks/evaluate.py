@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks.accuracy import gathered
-from jaxrobust.attacks.checks import after_attacks, before_attacks, check_model
-from jaxrobust.attacks.evaluation_file import EvaluationFile, fingerprint, first_slopes
+from jaxrobust.attacks.checks import after_attacks, before_attacks, check_model, first_slopes
+from jaxrobust.attacks.evaluation_file import EvaluationFile, fingerprint
 from jaxrobust.attacks.places import Places, attacked, fitting, places_for, predicted, replicated, searched
 from jaxrobust.attacks.search import Randomized, Search, misclassified
 from jaxrobust.attacks.settings import check_counts
@@ -192,12 +192,11 @@ def evaluate(
     clean = logits.argmax(1) == labels
     averaged = all(isinstance(attack, Search) and attack.draws > 1 for attack in attacks.values())
     told: list[str] = []
+    few, theirs = images[: places.size], labels[: places.size]
+    slopes = first_slopes(asking, logits_fn, few, theirs) if check or file is not None else None
     if check:
-        told += before_attacks(asking, logits_fn, images[: places.size], labels[: places.size], logits, averaged)
-    mark, slopes = "", np.zeros(0)
-    if file is not None:
-        mark = fingerprint(key, images, labels, attacks, logits_fn, classes)
-        slopes = first_slopes(asking, logits_fn, images[: places.size], labels[: places.size])
+        told += before_attacks(asking, logits_fn, few, theirs, logits, slopes, averaged)
+    mark = "" if file is None else fingerprint(key, images, labels, attacks, logits_fn, classes)
     record = EvaluationFile(file, mark, len(attacks), logits, slopes, clean, images)
     for number, (name, attack) in enumerate(attacks.items()):
         if record.finished > number:

@@ -17,9 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks import losses
-from jaxrobust.attacks.pgd import per_example_keys
-from jaxrobust.attacks.search import Answer, Search, SearchState, answer_logits, begin
+from jaxrobust.attacks.search import Answer, Search, SearchState, begin
 from jaxrobust.typing import Array, Attack, Key, Predict
 
 EVERY_SECONDS = 30.0
@@ -48,7 +46,7 @@ class EvaluationFile:
         mark: str,
         attacks: int,
         logits: np.ndarray,
-        slopes: np.ndarray,
+        slopes: np.ndarray | None,
         clean: np.ndarray,
         images: np.ndarray,
     ) -> None:
@@ -60,7 +58,7 @@ class EvaluationFile:
           attacks: how many.
           logits: `[example, class]` of the clean images, by which a model is known again.
           slopes: `[few, ...]`, gradients at the first images, by which it is known again too: a stand-in with other
-            gradients has the same logits.
+            gradients has the same logits. None of a model that has none.
           clean: `[example]`, right before any attack.
           images: `[example, ...]`, clean.
 
@@ -69,7 +67,8 @@ class EvaluationFile:
           OSError: if it cannot be written.
         """
         self.path, self.mark, self.saved = None if path is None else Path(path), mark, time.monotonic()
-        self.finished, self.logits, self.slopes, self.told = 0, logits, slopes, list[str]()
+        self.finished, self.logits, self.told = 0, logits, list[str]()
+        self.slopes = np.zeros_like(images[:1]) if slopes is None else slopes
         self.correct = np.zeros((attacks, len(images)), bool)
         self.adversarial = images.copy()
         self.questions = np.zeros(attacks, np.int64)
@@ -147,32 +146,6 @@ def _close(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         return np.zeros(1, bool)
     apart, largest = (np.abs(rows).reshape(len(rows), -1).max(1) for rows in (ours - theirs, ours))
     return apart <= CLOSE * largest
-
-
-def first_slopes(key: Key, logits_fn: Predict, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Gradients of the margin at images; zeros of a model that has none.
-
-    Args:
-      key: for a model that draws.
-      logits_fn: the classifier, or a `Randomized`.
-      images: `[batch, ...]`.
-      labels: `[batch]`.
-
-    Returns:
-      `[batch, ...]`.
-    """
-    try:
-        return np.asarray(_slopes(logits_fn, per_example_keys(key, len(images)), images, labels))
-    except ValueError as error:
-        # Behind a callback there is no gradient.
-        if "callback" in str(error).lower():
-            return np.zeros_like(images)
-        raise
-
-
-@jax.jit
-def _slopes(logits_fn: Predict, keys: Array, images: Array, labels: Array) -> Array:
-    return jax.grad(lambda points: jnp.sum(losses.margin(answer_logits(logits_fn, keys, points), labels)))(images)
 
 
 def fingerprint(
