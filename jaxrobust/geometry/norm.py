@@ -91,7 +91,7 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
 
     What few rounds leave outside the ball is shrunk toward the clean image until it fits, which keeps it in the box,
     because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by one
-    unit in its last place.
+    unit in its last place; where the norm is not of the entries one by one, by the most that rounding may add to it.
 
     Args:
       geometry: the norm of the ball.
@@ -125,7 +125,23 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
     point = dykstra([onto_ball, lambda x: jnp.clip(x, 0, 1)], image, rounds)
     shrink = jnp.minimum(1, divided(limit, geometry.norm(point - clean), at_zero=1))
     inside = jnp.where(shrink < 1, jnp.clip(clean + shrink * (point - clean), 0, 1), point)
-    return jnp.where(geometry.norm(inside - clean) > limit, jnp.nextafter(inside, clean), inside)
+    if geometry.shaped:
+        shrink *= jnp.maximum(1 - divided(_rounding(geometry, clean), limit), 0)
+        again = jnp.clip(clean + shrink * (point - clean), 0, 1)
+    else:
+        again = jnp.nextafter(inside, clean)
+    return jnp.where(geometry.norm(inside - clean) > limit, again, inside)
+
+
+def _rounding(geometry: Geometry, image: Array) -> Array:
+    """What rounding an image may add to a norm that is not of its entries one by one.
+
+    Half a unit in the last place of a number in [1, 2), which is twice as much as in the box, in every pixel alike and
+    in every frequency alike, which is where it adds most to the largest of the coefficients and to their sum.
+    """
+    height, width = image.shape[:2]
+    everywhere = jnp.ones_like(image).at[0, 0].add(jnp.sqrt(jnp.asarray(height * width, image.dtype)))
+    return geometry.norm(everywhere * (jnp.finfo(image.dtype).eps / 2))
 
 
 def checked_radius(radius: Array | float, x: Array) -> Array:

@@ -107,6 +107,27 @@ def test_ball_and_box_are_kept(name, rounds, x64):
         assert np.asarray(jax.vmap(ball.norm)(unshrunk - clean)).max() > RADIUS * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("name", BALLS)
+def test_rounding_carries_nothing_out_of_a_small_ball(name, x64):
+    """Many pixels in 32 bits, whose rounding is not small beside the radius; measured in 64."""
+    ball, radius = BALLS[name], 8 / 255
+    clean, images = cases(8, np.float64, (32, 32, 3))
+    steps = jax.jit(jax.vmap(lambda c, x: radius * ball.steepest(x - c)))(clean, images)
+    clean = (0.1 + 0.8 * clean).astype(jnp.float32)
+    rounded = (clean.astype(jnp.float64) + steps).astype(jnp.float32)
+    found = jax.jit(jax.vmap(lambda c, x: geometry.within(ball, c, x, radius)))(clean, rounded)
+
+    def largest(found):
+        return max(map(float, jax.vmap(ball.norm)(found.astype(jnp.float64) - clean.astype(jnp.float64)))) / radius
+
+    assert found.dtype == jnp.float32
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert 0.99 < largest(found) <= 1 + 1e-6
+    if name in ("fourier_linf", "weighted_fourier_linf"):
+        assert largest(rounded) > 1 + 1e-6
+
+
 def test_attacks_within_the_fourier_ball_gain_by_it(x64):
     """Steps along a fixed slope on images of the digits' size: five rounds a step against one."""
     ball, radius = BALLS["fourier_linf"], 0.1
