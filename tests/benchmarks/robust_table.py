@@ -78,7 +78,7 @@ def cifar10(directory, steps, seed):
 
 SETTINGS = {
     "digits": Setting(digits, {"linf": 0.1, "l2": 0.4, "l1": 4.0}, 0.08, 3.0, 10, 2000, 5, 359),
-    "cifar10": Setting(cifar10, {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}, 8 / 255, 6.0, 5, 780, 3, 256),
+    "cifar10": Setting(cifar10, {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}, 8 / 255, 6.0, 5, 780, 3, 128),
 }
 
 
