@@ -270,7 +270,7 @@ def _evaluate_function(options: argparse.Namespace) -> int:
         return _complain("a function needs --data, --geometry and --radius")
     if options.config is not None or options.step is not None:
         return _complain("--config and --step belong to a run, not to MODULE:FUNCTION")
-    from jaxrobust.attacks.named_function import check_function, find_function
+    from jaxrobust.named_function import check_function, find_function
 
     logits_fn, source = find_function(options.subject), _test_examples(options.data)
     import jax

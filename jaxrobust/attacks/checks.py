@@ -77,7 +77,7 @@ def before_attacks(
       images: `[batch, ...]` in [0, 1].
       labels: `[batch]`.
       logits: `[example, class]`, what it said of all examples, of which the batch is the first.
-      slopes: `[batch, ...]`, as `first_slopes` gives them.
+      slopes: `[batch, ...]`, or None, as `first_slopes` gives them.
       averaged: whether every attack takes the mean over several draws.
 
     Returns:

@@ -44,8 +44,9 @@ def project_l1_box(clean: Array, image: Array, radius: Array | float) -> Array:
     """
 
     def project(difference: Array, limit: Array | float) -> Array:
-        room = jnp.where(difference > 0, 1 - clean, clean)
-        shrunk = _fitted(jnp.abs(difference).reshape(-1), room.reshape(-1), jnp.asarray(limit, clean.dtype))
+        center = clean.astype(difference.dtype)
+        room = jnp.where(difference > 0, 1 - center, center)
+        shrunk = _fitted(jnp.abs(difference).reshape(-1), room.reshape(-1), jnp.asarray(limit, center.dtype))
         return jnp.sign(difference) * shrunk.reshape(clean.shape)
 
     return within(l1()._replace(project=project), clean, image, radius)

@@ -11,6 +11,7 @@ and Optimization Bias", https://arxiv.org/abs/2102.08868, 2021.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxrobust.geometry.dykstra import dykstra
@@ -18,6 +19,8 @@ from jaxrobust.typing import Array, Key, Shape
 
 ROUNDS = 5
 """Of alternating projections in an attack's step: twice as many gain another hundredth."""
+TRIES, GROWTH = 4, 8
+"""At an image that stays in the ball once it is rounded, and how many times more of its excess each takes away."""
 
 
 class Geometry(NamedTuple):
@@ -90,8 +93,9 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
     """Project an image on what the ball around a clean one and [0, 1] have in common, by Dykstra's iteration.
 
     What few rounds leave outside the ball is shrunk toward the clean image until it fits, which keeps it in the box,
-    because the box is convex and holds the clean image. A sum that rounding carried out of the ball comes back by one
-    unit in its last place; where the norm is not of the entries one by one, by the most that rounding may add to it.
+    because the box is convex and holds the clean image. What rounding carries out of it again is shrunk by its excess,
+    then by 8, 64 and 512 times what is left of it: no image of 32 bits was found more than 1e-6 beyond a radius of at
+    least 2/255. Norms are computed in 32 bits or more.
 
     Args:
       geometry: the norm of the ball.
@@ -117,31 +121,26 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
     Reference: Boyle and Dykstra, "A Method for Finding Projections onto the Intersection of Convex Sets in Hilbert
     Spaces", https://doi.org/10.1007/978-1-4613-9940-7_3, 1986.
     """
-    limit = checked_radius(radius, clean)
+    dtype = image.dtype if jnp.finfo(image.dtype).bits >= 32 else jnp.float32
+    center, limit = clean.astype(dtype), checked_radius(radius, clean.astype(dtype))
 
     def onto_ball(x: Array) -> Array:
-        return clean + geometry.project(x - clean, limit)
+        return center + geometry.project(x - center, limit)
 
-    point = dykstra([onto_ball, lambda x: jnp.clip(x, 0, 1)], image, rounds)
-    shrink = jnp.minimum(1, divided(limit, geometry.norm(point - clean), at_zero=1))
-    inside = jnp.where(shrink < 1, jnp.clip(clean + shrink * (point - clean), 0, 1), point)
-    if geometry.shaped:
-        shrink *= jnp.maximum(1 - divided(_rounding(geometry, clean), limit), 0)
-        again = jnp.clip(clean + shrink * (point - clean), 0, 1)
-    else:
-        again = jnp.nextafter(inside, clean)
-    return jnp.where(geometry.norm(inside - clean) > limit, again, inside)
+    point = dykstra([onto_ball, lambda x: jnp.clip(x, 0, 1)], image.astype(dtype), rounds)
 
+    def shrunk(factor: Array) -> Array:
+        moved = jnp.clip(center + factor * (point - center), 0, 1)
+        return jnp.where(factor < 1, moved, point).astype(image.dtype)
 
-def _rounding(geometry: Geometry, image: Array) -> Array:
-    """What rounding an image may add to a norm that is not of its entries one by one.
+    def again(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, times = carry
+        excess = divided(geometry.norm(shrunk(factor).astype(dtype) - center), limit) - 1
+        return factor * jnp.clip(1 - times * excess, 0, 1), GROWTH * times
 
-    Half a unit in the last place of a number in [1, 2), which is twice as much as in the box, in every pixel alike and
-    in every frequency alike, which is where it adds most to the largest of the coefficients and to their sum.
-    """
-    height, width = image.shape[:2]
-    everywhere = jnp.ones_like(image).at[0, 0].add(jnp.sqrt(jnp.asarray(height * width, image.dtype)))
-    return geometry.norm(everywhere * (jnp.finfo(image.dtype).eps / 2))
+    factor = jnp.minimum(1, divided(limit, geometry.norm(point - center), at_zero=1))
+    factor, _ = jax.lax.fori_loop(0, TRIES, again, (factor, jnp.ones_like(factor)))
+    return shrunk(factor)
 
 
 def checked_radius(radius: Array | float, x: Array) -> Array:

@@ -532,6 +532,36 @@ def test_doubts_are_told(model):
     assert "gradient of exactly 0" in doubts(model, lambda x: logits_fn(jnp.round(4 * x) / 4))
 
 
+def test_flat_images_are_counted_where_they_are_classified_rightly(model):
+    """Every image is flat, but a wrong one cannot be climbed from anyway."""
+    logits_fn, images, labels = model
+
+    def steps(x):
+        return logits_fn(jnp.round(4 * x) / 4)
+
+    told = doubts((steps, images, np.where(np.arange(len(labels)) % 2 == 0, labels, 9 - labels)))
+    right = np.argmax(steps(images[:16]), 1) == np.where(np.arange(16) % 2 == 0, labels[:16], 9 - labels[:16])
+    assert 0 < right.sum() < 16
+    assert f"{right.sum()} of 16 images have a gradient of exactly 0" in told
+
+
+def test_a_model_behind_a_callback_has_no_gradient_to_doubt(model, tmp_path):
+    """And its state file is read again, but not by a model of the same logits that has one."""
+    logits_fn, images, labels = model[0], model[1][:12], model[2][:12]
+
+    def behind(x):
+        weights = jax.ShapeDtypeStruct((len(x), 10), jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(logits_fn(jnp.asarray(x))), weights, x)
+
+    square, file = {"square": attacks.square(geometry.linf(), RADIUS, queries=20)}, tmp_path / "state.npz"
+    found = evaluate(KEY, behind, images, labels, square, file=file)
+    again = evaluate(KEY, behind, images, labels, square, file=file, progress=lambda _: pytest.fail("asked again"))
+    np.testing.assert_array_equal(found.correct, again.correct)
+    assert not found.warnings
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(KEY, logits_fn, images, labels, square, file=file)
+
+
 def test_square_that_helps_is_a_doubt():
     correct = np.array([[True] * 10, [True] * 9 + [False]])
     assert "no gradient had broken" in attacks.checks.after_attacks(["apgd_ce", "square"], [False, True], correct)[0]

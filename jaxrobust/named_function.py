@@ -13,7 +13,7 @@ from jaxrobust.typing import Predict, Source
 
 
 def find_function(subject: str) -> Predict | Randomized:
-    """What MODULE:FUNCTION names, as Python finds modules, from the working directory first.
+    """What MODULE:FUNCTION names, as Python finds modules, from the working directory first, which joins `sys.path`.
 
     Args:
       subject: such as "package.module:classifier.logits".
