@@ -123,7 +123,8 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
     Spaces", https://doi.org/10.1007/978-1-4613-9940-7_3, 1986.
     """
     dtype = image.dtype if jnp.finfo(image.dtype).bits >= 32 else jnp.float32
-    center, limit = clean.astype(dtype), checked_radius(radius, clean.astype(dtype))
+    center = clean.astype(dtype)
+    limit = checked_radius(radius, center)
 
     def onto_ball(x: Array) -> Array:
         return center + geometry.project(x - center, limit)
