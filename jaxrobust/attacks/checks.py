@@ -64,7 +64,7 @@ def before_attacks(
     key: Key,
     logits_fn: Predict,
     images: np.ndarray,
-    labels: np.ndarray,
+    correct: np.ndarray,
     logits: np.ndarray,
     slopes: np.ndarray | None,
     averaged: bool = False,
@@ -75,7 +75,7 @@ def before_attacks(
       key: for a model that draws.
       logits_fn: the classifier, or a `Randomized`.
       images: `[batch, ...]` in [0, 1].
-      labels: `[batch]`.
+      correct: `[batch]`, bool: whose logits are largest at their own class.
       logits: `[example, class]`, what it said of all examples, of which the batch is the first.
       slopes: `[batch, ...]`, or None, as `first_slopes` gives them.
       averaged: whether every attack takes the mean over several draws.
@@ -106,8 +106,7 @@ def before_attacks(
     inside = np.min(logits) >= -SIMPLEX and np.max(logits) <= 1 + SIMPLEX
     if inside and np.abs(logits.sum(1) - 1).max() < SIMPLEX:
         told.append("the outputs are probabilities, whose gradients vanish: pass logits, without the softmax")
-    right = logits[: len(images)].argmax(1) == labels
-    flat = 0 if slopes is None else np.sum(right & ~slopes.reshape(len(images), -1).any(1))
+    flat = 0 if slopes is None else np.sum(correct & ~slopes.reshape(len(images), -1).any(1))
     if flat:
         told.append(
             f"{flat} of {len(images)} images have a gradient of exactly 0: something masks it (a step function, "

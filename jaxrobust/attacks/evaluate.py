@@ -195,7 +195,7 @@ def evaluate(
     few, theirs = images[: places.size], labels[: places.size]
     slopes = first_slopes(asking, logits_fn, few, theirs) if check or file is not None else None
     if check:
-        told += before_attacks(asking, logits_fn, few, theirs, logits, slopes, averaged)
+        told += before_attacks(asking, logits_fn, few, clean[: len(few)], logits, slopes, averaged)
     mark = "" if file is None else fingerprint(key, images, labels, attacks, logits_fn, classes)
     record = EvaluationFile(file, mark, len(attacks), logits, slopes, clean, images)
     for number, (name, attack) in enumerate(attacks.items()):
