@@ -60,8 +60,8 @@ def check_function(subject: str, logits_fn: Predict | Randomized, source: Source
     images, labels = in_order(jax.random.key(0), source)
     try:
         classes = check_model(logits_fn, images[:2])
-    except ValueError:
-        raise
+    except ValueError as error:
+        raise ValueError(f"{subject}: {error}") from error
     except Exception as error:  # Whatever a user's function does.
         told = f"{type(error).__name__}: {error}".split("\n")[0]
         raise ValueError(f"{subject} failed on images of shape {images[:2].shape}: {told}") from error

@@ -415,7 +415,8 @@ FAILING = {
     "def logits(images):\n    raise RuntimeError('no weights')": "own:logits failed on images of shape (2, 8, 8, 1): R",
     "def logits(images, more): ...": "own:logits failed on images of shape (2, 8, 8, 1): TypeError",
     "def logits(images):\n    return images.reshape(2, -1)[:, :4]": "labels must lie in [0, 4), the classes of the log",
-    "def logits(images):\n    return images.sum((1, 2, 3))": "logits_fn must return logits [2, class] of 2 images, got",
+    "def logits(images):\n    return images.sum((1, 2, 3))": "own:logits: logits_fn must return logits [2, class] of 2",
+    "def logits(images):\n    raise ValueError('no weights')": "own:logits: no weights",
 }
 
 

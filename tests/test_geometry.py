@@ -412,9 +412,9 @@ def test_below_one_there_is_no_norm(p):
 @every
 def test_a_negative_radius_is_refused(name):
     g = RAW[name][0]
-    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
+    with pytest.raises(ValueError, match=r"radius must not be negative, got -1\.0"):
         g.project(draw(0), -1.0)
-    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
+    with pytest.raises(ValueError, match=r"radius must not be negative, got -1\.0"):
         geometry.within(g, jnp.zeros(SHAPE), jnp.zeros(SHAPE), -1.0)
 
 

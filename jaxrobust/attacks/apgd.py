@@ -180,7 +180,7 @@ def _momentum_ascent(
         memory, point = state.memory, state.point
         starting = memory.count == 0
         value = answer.value.astype(memory.value.dtype)
-        slope = jnp.where(jnp.isfinite(answer.gradient), answer.gradient, 0)
+        slope = answer.gradient
         wrong = misclassified(answer.logits, label)
 
         better = starting | (value > memory.value) | jnp.isnan(memory.value)

@@ -8,6 +8,7 @@ Attacks", https://arxiv.org/abs/2003.01690, 2020; Tramer, Carlini, Brendel and M
 Adversarial Example Defenses", https://arxiv.org/abs/2002.08347, 2020.
 """
 
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -44,8 +45,9 @@ def check_model(logits_fn: Predict | Randomized, images: np.ndarray) -> int:
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError("logits_fn must be written in jax.numpy: NumPy takes no array that JAX traces") from error
     except Exception as error:
-        # Flax's, known by its name: nothing here needs Flax.
-        if type(error).__name__ != "TraceContextError":
+        # Flax's, where Flax was imported at all: importing it takes longer than this package.
+        flax = sys.modules.get("flax.errors")
+        if flax is None or not isinstance(error, flax.TraceContextError):
             raise
         raise ValueError(
             "logits_fn changes its own state, as a module in training mode does: call its eval() first, or wrap what "
@@ -106,11 +108,18 @@ def before_attacks(
     inside = np.min(logits) >= -SIMPLEX and np.max(logits) <= 1 + SIMPLEX
     if inside and np.abs(logits.sum(1) - 1).max() < SIMPLEX:
         told.append("the outputs are probabilities, whose gradients vanish: pass logits, without the softmax")
-    flat = 0 if slopes is None else np.sum(correct & ~slopes.reshape(len(images), -1).any(1))
+    rows = None if slopes is None else slopes.reshape(len(images), -1)
+    flat = 0 if rows is None else np.sum(correct & ~rows.any(1))
     if flat:
         told.append(
             f"{flat} of {len(images)} images have a gradient of exactly 0: something masks it (a step function, "
             "saturation, quantization); put a smooth stand-in behind it, or rely on Square and on transfer"
+        )
+    undefined = 0 if rows is None else np.sum(correct & ~np.isfinite(rows).all(1))
+    if undefined:
+        told.append(
+            f"{undefined} of {len(images)} images have a gradient that is not finite somewhere (a root or a norm at 0, "
+            "or a jnp.where around one), and taken for 0 there: mend the model, or rely on Square and on transfer"
         )
     return told
 

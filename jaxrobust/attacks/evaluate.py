@@ -31,6 +31,7 @@ from jaxrobust.attacks.places import Places, attacked, fitting, places_for, pred
 from jaxrobust.attacks.search import Randomized, Search, misclassified
 from jaxrobust.attacks.settings import check_counts
 from jaxrobust.geometry import Geometry
+from jaxrobust.precision import at_least_float32
 from jaxrobust.trees import as_argument
 from jaxrobust.typing import Array, Attack, Key, Predict
 
@@ -296,8 +297,7 @@ def _checked(images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[np
             f"images must lie in [0, 1], got {images.min()} to {images.max()}: leave normalization to logits_fn"
         )
     # What is measured afterwards must be what was attacked: rounding to the device's precision comes first.
-    wide = images.dtype if images.dtype.itemsize >= 4 else np.dtype(np.float32)
-    return images.astype(jax.dtypes.canonicalize_dtype(wide)), labels.astype(np.int32)
+    return images.astype(jax.dtypes.canonicalize_dtype(at_least_float32(images.dtype))), labels.astype(np.int32)
 
 
 def _rechecked(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array
 
 
@@ -29,7 +30,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Reference: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks",
     https://arxiv.org/abs/1706.06083, 2018.
     """
-    return optax.softmax_cross_entropy_with_integer_labels(_precise(logits), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(widened(logits), labels)
 
 
 def margin(logits: Array, labels: Array) -> Array:
@@ -51,7 +52,7 @@ def margin(logits: Array, labels: Array) -> Array:
     Reference: Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks",
     https://arxiv.org/abs/1608.04644, 2017.
     """
-    logits = _precise(logits)
+    logits = widened(logits)
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     best_other = jnp.max(jnp.where(own, -jnp.inf, logits), axis=-1)
     return best_other - _of_class(logits, labels)
@@ -82,7 +83,7 @@ def dlr(logits: Array, labels: Array) -> Array:
     Reference: Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
     Attacks", https://arxiv.org/abs/2003.01690, 2020, equation 6.
     """
-    logits = _precise(logits)
+    logits = widened(logits)
     if logits.shape[-1] < 3:
         return margin(logits, labels)
     largest, _ = jax.lax.top_k(logits, 3)
@@ -114,7 +115,7 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
     Reference: Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
     Attacks", https://arxiv.org/abs/2003.01690, 2020, equation 7.
     """
-    logits = _precise(logits)
+    logits = widened(logits)
     difference = _of_class(logits, targets) - _of_class(logits, labels)
     if logits.shape[-1] < 4:
         return difference
@@ -141,13 +142,9 @@ def kl_divergence(logits: Array, probabilities: Array) -> Array:
     Reference: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy",
     https://arxiv.org/abs/1901.08573, 2019.
     """
-    return optax.kl_divergence(jax.nn.log_softmax(_precise(logits)), _precise(probabilities))
+    return optax.kl_divergence(jax.nn.log_softmax(widened(logits)), widened(probabilities))
 
 
 def _of_class(logits: Array, classes: Array) -> Array:
     """Each row's logit of one class."""
     return jnp.sum(jnp.where(jax.nn.one_hot(classes, logits.shape[-1], dtype=bool), logits, 0), axis=-1)
-
-
-def _precise(x: Array) -> Array:
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)

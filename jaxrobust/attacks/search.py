@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxrobust.attacks.pgd import per_example_keys
 from jaxrobust.attacks.settings import check_classified, check_images
 from jaxrobust.geometry import Geometry
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, Predict, PyTree
 
 # Runs of a search are numbered from 0: what an example's key gives under this number is the model's.
@@ -33,7 +34,8 @@ class Answer(NamedTuple):
     Attributes:
       logits: `[class]`.
       value: the search's loss there, scalar or `[m]`; None for a search without one.
-      gradient: of each value with respect to the point, its shape or `[m, ...]`; None for a search without a loss.
+      gradient: of each value with respect to the point, its shape or `[m, ...]`, 0 where it is not finite; None for a
+        search without a loss.
     """
 
     logits: Array
@@ -211,7 +213,9 @@ def step(
     """
     # Whoever looks must not see the draw again that the gradient was taken under.
     asking, looking = (folded(keys, n) if isinstance(logits_fn, Randomized) else keys for n in (0, 1))
-    told = jax.vmap(search.tell)(states, images, labels, _answers(search, logits_fn, asking, states, labels))
+    answers = _answers(search, logits_fn, asking, states, labels)
+    finite = jax.tree.map(lambda slope: jnp.where(jnp.isfinite(slope), slope, 0), answers.gradient)
+    told = jax.vmap(search.tell)(states, images, labels, answers._replace(gradient=finite))
     if search.look is not None:
         told = jax.vmap(search.look)(told, images, labels, answer_logits(logits_fn, looking, told.point))
     return jax.tree.map(lambda new, old: chosen(~states.done, new, old), told, states)
@@ -219,8 +223,7 @@ def step(
 
 def answer_logits(logits_fn: Predict | Randomized, keys: Array, points: Array) -> Array:
     """Logits `[batch, class]`, in float32 at least, of a classifier that may draw."""
-    drawn = logits_fn.draw(keys, points) if isinstance(logits_fn, Randomized) else logits_fn(points)
-    return drawn if jnp.finfo(drawn.dtype).bits >= 32 else drawn.astype(jnp.float32)
+    return widened(logits_fn.draw(keys, points) if isinstance(logits_fn, Randomized) else logits_fn(points))
 
 
 def misclassified(logits: Array, labels: Array) -> Array:

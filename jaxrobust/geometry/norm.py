@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.geometry.dykstra import dykstra
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, Key, Shape
 
 ROUNDS = 5
@@ -94,16 +95,17 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
 
     What few rounds leave outside the ball is shrunk toward the clean image until it fits, which keeps it in the box,
     because the box is convex and holds the clean image. What rounding carries out of it again is shrunk by its excess,
-    then by 8, 64 and 512 times what is left of it: no image of 32 bits was found more than 1e-6 beyond a radius of at
-    least 2/255, but for 1.2e-6 in the spectral norm, whose own rounding is no less. Norms are computed in 32 bits or
-    more.
+    then by 8, 64 and 512 times what is left of it. Norms are computed in 32 bits or more, and an image is in the ball
+    as far as they tell. In 16 bits steps between numbers can be longer than a perturbation is in a pixel: of an image
+    in small steps everywhere little or nothing may be left, and attacks belong in 32.
 
     Args:
       geometry: the norm of the ball.
       clean: its center, in [0, 1], ONE example.
       image: of the same shape and dtype.
       radius: of the ball, not negative.
-      rounds: of projecting on both, at least 1; the nearest point is reached in the limit, a feasible one always.
+      rounds: of projecting on both, at least 1; the nearest point is reached in the limit, a feasible one always, up
+        to the rounding of the norm.
 
     Returns:
       An image of the ball and the box, of the same shape and dtype.
@@ -122,7 +124,7 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
     Reference: Boyle and Dykstra, "A Method for Finding Projections onto the Intersection of Convex Sets in Hilbert
     Spaces", https://doi.org/10.1007/978-1-4613-9940-7_3, 1986.
     """
-    dtype = image.dtype if jnp.finfo(image.dtype).bits >= 32 else jnp.float32
+    dtype, kind = at_least_float32(image.dtype), jnp.finfo(image.dtype)
     center = clean.astype(dtype)
     limit = checked_radius(radius, center)
 
@@ -133,7 +135,9 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
 
     def shrunk(factor: Array) -> Array:
         moved = jnp.clip(center + factor * (point - center), 0, 1)
-        return jnp.where(factor < 1, moved, point).astype(image.dtype)
+        # Compilers may leave a cast to 16 bits and back out: this rounds the same way, and stays.
+        kept = jax.lax.reduce_precision(jnp.where(factor < 1, moved, point), kind.nexp, kind.nmant)
+        return kept.astype(image.dtype)
 
     def again(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, times = carry
@@ -148,7 +152,7 @@ def intersect(geometry: Geometry, clean: Array, image: Array, radius: Array | fl
 def checked_radius(radius: Array | float, x: Array) -> Array:
     """A radius as an array of x's type; a negative Python number is refused."""
     if isinstance(radius, (int, float)) and not radius >= 0:
-        raise ValueError(f"radius must be positive, got {radius}")
+        raise ValueError(f"radius must not be negative, got {radius}")
     return jnp.asarray(radius, x.dtype)
 
 

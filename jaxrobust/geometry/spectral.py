@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.geometry.norm import Geometry, checked_radius
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, Key, Shape
 
 
@@ -68,14 +69,9 @@ def _matrix(x: Array) -> Array:
 
 
 def _decompose(x: Array) -> tuple[Array, Array, Array]:
-    u, s, v = jnp.linalg.svd(_wide(x), full_matrices=False)
+    u, s, v = jnp.linalg.svd(widened(_matrix(x)), full_matrices=False)
     return u.astype(x.dtype), s.astype(x.dtype), v.astype(x.dtype)
 
 
 def _singular_values(x: Array) -> Array:
-    return jnp.linalg.svd(_wide(x), compute_uv=False).astype(x.dtype)
-
-
-def _wide(x: Array) -> Array:
-    """In a type that the decomposition is written for: half precision is widened."""
-    return _matrix(x).astype(jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype)
+    return jnp.linalg.svd(widened(_matrix(x)), compute_uv=False).astype(x.dtype)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, AxisName, Key, Model, Params, PyTree, State
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -73,11 +74,6 @@ def bounded(
     return build(apply)
 
 
-def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which sums over many numbers are taken: float32, or float64 where the network computes in it."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
-
-
 def _normalizer(
     mean: Sequence[float] | float | None, std: Sequence[float] | float | None
 ) -> Callable[[PyTree], PyTree]:
@@ -109,7 +105,7 @@ def _normalizer(
 
 
 def _widen(leaf: Array) -> Array:
-    return leaf.astype(at_least_float32(leaf.dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    return widened(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _as_wide_as(leaf: Array, other: jax.ShapeDtypeStruct) -> Array:

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from jaxrobust.models.boundary import at_least_float32
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, AxisName
 
 HE = initializers.variance_scaling(2.0, "fan_out", "normal")

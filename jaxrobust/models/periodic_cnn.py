@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from jaxrobust.models.boundary import at_least_float32
 from jaxrobust.models.layers import Layers
 from jaxrobust.models.linen import linen
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, Model
 
 

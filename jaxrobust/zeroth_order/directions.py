@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, Key, Params
 
 Kind = Literal["gaussian", "sphere", "rademacher", "orthogonal"]
@@ -97,9 +98,7 @@ def mean_of(total: Params, answered: Array, params: Params) -> Params:
 
 def zeros_to_sum(params: Params) -> Params:
     """Zeros like params, wide enough to add many directions up: a sum in 16 bits would lose the later ones."""
-    return jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32), params
-    )
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, at_least_float32(leaf.dtype)), params)
 
 
 def add_scaled(total: Params, scale: Array, direction: Params) -> Params:

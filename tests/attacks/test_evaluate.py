@@ -545,6 +545,27 @@ def test_flat_images_are_counted_where_they_are_classified_rightly(model):
     assert f"{right.sum()} of 16 images have a gradient of exactly 0" in told
 
 
+def test_gradients_that_are_not_finite_are_a_doubt(model, tmp_path):
+    """A root at the black pixels that every digit has; the file is read again, and not by a model without one."""
+    logits_fn, images, labels = model[0], model[1][:16], model[2][:16]
+
+    def root(x):
+        return logits_fn(jnp.sqrt(x**2))
+
+    right = np.argmax(root(images), 1) == labels
+    assert 0 < right.sum() < 16
+    assert f"{right.sum()} of 16 images have a gradient that is not finite" in doubts(model, root)
+    arguments = {"batch_size": 16, "file": tmp_path / "state.npz", "check": False}
+    suite = {"climb": climb(questions=2, radius=0.1)}
+    found, again = (evaluate(KEY, root, images, labels, suite, **arguments) for _ in range(2))
+    np.testing.assert_array_equal(found.correct, again.correct)
+    # What is not finite is 0 to a search, and the rest of the gradient breaks images all the same.
+    noise = evaluate(KEY, root, images, labels, {"climb": climb(questions=1, radius=0.1)}, check=False)
+    assert found.robust_accuracy < noise.robust_accuracy
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(KEY, logits_fn, images, labels, suite, **arguments)
+
+
 def test_a_model_behind_a_callback_has_no_gradient_to_doubt(model, tmp_path):
     """And its state file is read again, but not by a model of the same logits that has one."""
     logits_fn, images, labels = model[0], model[1][:12], model[2][:12]

@@ -119,5 +119,5 @@ def test_dtype_is_kept(dtype, x64):
 
 
 def test_a_negative_radius_is_refused():
-    with pytest.raises(ValueError, match=r"radius must be positive, got -1\.0"):
+    with pytest.raises(ValueError, match=r"radius must not be negative, got -1\.0"):
         geometry.project_l1_box(jnp.zeros(2), jnp.ones(2), -1.0)

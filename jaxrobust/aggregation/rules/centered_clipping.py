@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.distances import gram_with, largest_square_root, squared_distances_to
 from jaxrobust.aggregation.rules.geometric_median import squares_to
-from jaxrobust.aggregation.rules.sorting import wide
 from jaxrobust.aggregation.rules.weighted import weighted_sum
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
 
@@ -55,7 +55,7 @@ def centered_clipping(radius: float = 100.0, *, steps: int = 1) -> Rule:
     ) -> tuple[Array, State, Array]:
         del key
         count = alive.shape[0]
-        previous = state.astype(wide(columns[:0]).dtype)
+        previous = state.astype(widened(columns[:0]).dtype)
         living = jnp.maximum(jnp.sum(alive), 1).astype(previous.dtype)
         start = jnp.zeros(count + 1, previous.dtype).at[count].set(1.0)
 
@@ -71,7 +71,7 @@ def centered_clipping(radius: float = 100.0, *, steps: int = 1) -> Rule:
                 1, steps, lambda _, weights: move(weights, squares_to(products, weights)[:count]), weights
             )
         reach = largest_square_root(columns, axis)
-        moved = weighted_sum(weights[:count], wide(columns), alive, reach) + weights[count] * previous
+        moved = weighted_sum(weights[:count], widened(columns), alive, reach) + weights[count] * previous
         kept = jnp.where(jnp.any(alive), moved, previous).astype(state.dtype)
         return moved.astype(columns.dtype), kept, weights[:count]
 

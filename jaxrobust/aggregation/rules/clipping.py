@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.distances import largest_square_root, norms
-from jaxrobust.aggregation.rules.sorting import wide
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
 
@@ -46,6 +46,6 @@ def joined_shortened(
 ) -> tuple[Array, State, Array]:
     """Apply a rule to the live vectors, each times a factor `[n]`; the factors go into the weights."""
     reach = largest_square_root(columns, axis)
-    rows = jnp.where(alive[:, None], jnp.clip(wide(columns), -reach, reach) * factors[:, None], 0.0)
+    rows = jnp.where(alive[:, None], jnp.clip(widened(columns), -reach, reach) * factors[:, None], 0.0)
     column, state, weights = rule.apply(key, rows, alive, state, axis)
     return column.astype(columns.dtype), state, weights * factors.astype(weights.dtype)

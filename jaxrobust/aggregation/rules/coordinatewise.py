@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.distances import summed
-from jaxrobust.aggregation.rules.sorting import by_itself, total, wide
+from jaxrobust.aggregation.rules.sorting import by_itself, total
 from jaxrobust.aggregation.rules.stateless import stateless
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, AxisName, Key, Rule
 
 
@@ -33,7 +34,7 @@ def coordinatewise(join: Callable[[Array, Array], tuple[Array, Array, Array]]) -
 
     def apply(key: Key | None, columns: Array, alive: Array, axis: AxisName | None) -> tuple[Array, Array]:
         del key
-        rows = wide(columns)
+        rows = widened(columns)
         column, _, _ = joined(rows, alive)
         column = jnp.where(jnp.any(alive), column, jnp.nan).astype(columns.dtype)
         # Where nobody reads the weights, XLA leaves out all that only they need.

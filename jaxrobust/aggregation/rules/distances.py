@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation import axes
-from jaxrobust.aggregation.rules.sorting import by_itself, middle, wide
+from jaxrobust.aggregation.rules.sorting import by_itself, middle
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, AxisName
 
 # 32 rows of float32 are then a mebibyte, which a core's second-level cache holds.
@@ -70,7 +71,7 @@ def center(columns: Array, reach: float, alive: Array) -> tuple[Array, Array]:
         low, high = middle(rows, alive)
         return (0.5 * low + 0.5 * high,)
 
-    rows = wide(columns)
+    rows = widened(columns)
     (middles,) = by_itself(halfway, alive, rows, alive)
     return jnp.where(alive[:, None], jnp.clip(rows - middles, -reach, reach), 0.0), middles
 
@@ -184,7 +185,7 @@ def squared_distances_to(columns: Array, other: Array, axis: AxisName | None, al
     reach = largest_square_root(columns, axis)
 
     def squares(columns: Array) -> Array:
-        rows = wide(columns)
+        rows = widened(columns)
         return jnp.sum(jnp.minimum(jnp.abs(rows - other.astype(rows.dtype)), reach) ** 2, axis=1)
 
     return summed(jnp.where(alive, with_dead_zero(squares, columns, alive), 0.0), axis)
@@ -195,7 +196,7 @@ def norms(columns: Array, axis: AxisName | None, alive: Array) -> Array:
     reach = largest_square_root(columns, axis)
 
     def squares(columns: Array) -> Array:
-        return jnp.sum(jnp.minimum(jnp.abs(wide(columns)), reach) ** 2, axis=1)
+        return jnp.sum(jnp.minimum(jnp.abs(widened(columns)), reach) ** 2, axis=1)
 
     return jnp.sqrt(summed(with_dead_zero(squares, columns, alive), axis))
 
@@ -203,7 +204,7 @@ def norms(columns: Array, axis: AxisName | None, alive: Array) -> Array:
 def largest_square_root(columns: Array, axis: AxisName | None) -> float:
     """The largest value whose square, summed over all coordinates, stays below an eighth of the largest number."""
     dimension = columns.shape[1] * (1 if axis is None else axes.size(axis))
-    return (float(jnp.finfo(wide(columns[:0]).dtype).max) / 8 / max(dimension, 1)) ** 0.5
+    return (float(jnp.finfo(widened(columns[:0]).dtype).max) / 8 / max(dimension, 1)) ** 0.5
 
 
 def squared_distances(products: Array) -> Array:
@@ -253,7 +254,7 @@ def distances(columns: Array, p: float = 2.0, axis: AxisName | None = None, aliv
     """
     if not p >= 1:
         raise ValueError(f"p must be at least 1, got {p}")
-    rows = wide(columns) if alive is None else jnp.where(alive[:, None], wide(columns), 0.0)
+    rows = widened(columns) if alive is None else jnp.where(alive[:, None], widened(columns), 0.0)
     # One over the largest number is 0 where small numbers are flushed; one over its root is not.
     largest = float(jnp.finfo(rows.dtype).max) ** 0.5
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.distances import gram, largest_square_root, squared_distances
 from jaxrobust.aggregation.rules.krum import ranked
-from jaxrobust.aggregation.rules.sorting import wide
 from jaxrobust.aggregation.rules.weighted import require, require_faulty
+from jaxrobust.precision import widened
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
 
@@ -81,7 +81,7 @@ def joined_mixtures(
       `(column [m], state, weights [n])`; the column has the columns' dtype.
     """
     reach = largest_square_root(columns, axis)
-    rows = jnp.where(alive[:, None], jnp.clip(wide(columns), -reach, reach), 0.0)
+    rows = jnp.where(alive[:, None], jnp.clip(widened(columns), -reach, reach), 0.0)
     mixtures = jnp.matmul(mixing, rows, precision=jax.lax.Precision.HIGHEST)
     column, state, weights = rule.apply(key, mixtures, live, state, axis)
     shares = jnp.sum(jnp.where(live, weights, 0.0)[:, None] * mixing.astype(weights.dtype), axis=0)

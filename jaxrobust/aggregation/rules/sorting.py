@@ -132,8 +132,3 @@ def by_itself(join: Callable[..., tuple[Array, ...]], alive: Array, *arrays: Arr
         lambda carry: carry[0] < turns, lambda carry: (carry[0] + 1, join(*arrays)), (jnp.int32(0), zeros)
     )
     return found
-
-
-def wide(columns: Array) -> Array:
-    """In float32 at least: the dtype that rules count in."""
-    return columns if jnp.finfo(columns.dtype).bits >= 32 else columns.astype(jnp.float32)
