@@ -3,10 +3,12 @@
     pip install 'jaxrobust[peers]' && pip install --no-deps torchattacks==3.5.1
     python tests/benchmarks/autoattack.py digits [IMAGES [BATCH]]
     python tests/benchmarks/autoattack.py DIRECTORY [IMAGES [BATCH]]       a ResNet-8 on CIFAR-10
+    python tests/benchmarks/autoattack.py DIRECTORY IMAGES BATCH RUN       what configs/cifar10_trades.py trained there
 
 torchattacks asks for torchvision, and calls it for no attack of this suite: without a build of it, --no-deps is enough.
 Its suite takes 10 steps in APGD and FAB where AutoAttack takes 100, as ours does: it is run with both.
-A network is trained in PyTorch for SECONDS by PGD, its weights are carried over, and both must give the same logits.
+A network is trained in PyTorch for SECONDS by PGD and its weights are carried over, or those of a run of this library
+are carried over to PyTorch; both must give the same logits.
 Printed: robust accuracy after each attack; seconds of both, ours with and without compilation; how many images each
 asked the network about; the time that our questions take if nothing but the network runs, and the ratio of the whole to
 it; and the ratio of the two networks' bare forward and backward passes, which no attack can beat.
@@ -14,6 +16,7 @@ it; and the ratio of the two networks' bare forward and backward passes, which n
 
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +28,10 @@ from torch import nn
 from torch.nn import functional
 
 from jaxrobust import attacks, data, geometry
+from jaxrobust.train.evaluate import evaluate_run
 
 SECONDS, ROUNDS = 60.0, 20
+CONFIG = Path(__file__).parents[2] / "configs" / "cifar10_trades.py"
 
 
 def torch_network(kind):
@@ -85,6 +90,25 @@ def carried_over(kind, net):
     return jax.tree_util.Partial(digits if kind == "digits" else resnet, weights)
 
 
+def of_a_run(run):
+    """The small network of a run of CONFIG, and the same in PyTorch."""
+    predict, _ = evaluate_run(Path(run), CONFIG, evaluation=lambda key, predict, source: predict)
+    # Here positions and then channels, in a patch and before the last layer; there channels first.
+    layers = jax.tree.map(np.asarray, predict.args[0])
+    first, last = layers["Conv_0"], layers["Dense_0"]
+    first["kernel"] = first["kernel"].reshape(3, 3, 4, 3, -1).transpose(0, 1, 3, 2, 4).reshape(3, 3, 12, -1)
+    last["kernel"] = last["kernel"].reshape(4, 4, 64, 10).transpose(2, 0, 1, 3).reshape(1024, 10)
+    net = network("small_cnn")
+    places = [layer for layer in net.body if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        for layer, name in zip(places, ("Conv_0", "Conv_1", "Conv_2", "Dense_0"), strict=True):
+            kernel = layers[name]["kernel"]
+            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+            layer.weight.copy_(torch.from_numpy(kernel.transpose(order).copy()))
+            layer.bias.copy_(torch.from_numpy(layers[name]["bias"].copy()))
+    return predict, net.eval()
+
+
 class Counted(nn.Module):
     """A network that counts the images it was asked about."""
 
@@ -141,18 +165,23 @@ def torch_bare(net, images, labels):
     return seconds(call)
 
 
-def main(kind="digits", count="200", batch="50"):
+def trained(kind, train_split, radius):
+    """A network that PyTorch trained, and the same in JAX."""
+    learned, seen = attacks.in_order(jax.random.key(0), train_split, 20_000)
+    images = torch.from_numpy(learned.transpose(0, 3, 1, 2).copy())
+    net = train(torch_network(kind), images, torch.from_numpy(seen).long(), radius)
+    return carried_over(kind, net), net
+
+
+def main(kind="digits", count="200", batch="50", run=None):
     """Print the figures."""
     count, batch = int(count), int(batch)
     radius = 0.2 if kind == "digits" else 8 / 255
     splits = data.digits() if kind == "digits" else data.cifar10(kind)
     torch.manual_seed(0)
     torch.set_num_threads(2)
-    learned, seen = attacks.in_order(jax.random.key(0), splits.train, 20_000)
     images, labels = attacks.in_order(jax.random.key(0), splits.test, count)
-    first = torch.from_numpy(learned.transpose(0, 3, 1, 2).copy())
-    net = train(torch_network(kind), first, torch.from_numpy(seen).long(), radius)
-    logits_fn = carried_over(kind, net)
+    logits_fn, net = of_a_run(run) if run else trained(kind, splits.train, radius)
     theirs_images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     theirs_labels = torch.from_numpy(np.asarray(labels)).long()
     with torch.no_grad():
