@@ -1,6 +1,7 @@
 """What drives a search: who draws what, what is wrong, and what is refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,24 @@ def test_labels_of_any_width():
     logits = jnp.zeros((2, 300)).at[0, 259].set(1.0).at[1, 3].set(1.0)
     for dtype in (jnp.uint8, jnp.int16, jnp.int32):
         assert misclassified(logits, jnp.full(2, 3, dtype)).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("attack", [functools.partial(attacks.apgd, start=attacks.no_start), attacks.fab])
+def test_where_a_gradient_is_not_finite_it_is_zero(attack):
+    """Two pixels have slopes, one has none that is a number, and one's is infinite."""
+    images, labels = jnp.tile(jnp.array([0.5, 0.5, 0.5, 0.0]), (3, 1)), jnp.zeros(3, jnp.int32)
+
+    def logits(x):
+        height = x[:, 0] - x[:, 1] + jnp.sqrt(0 * x[:, 2]) + jnp.sqrt(x[:, 3])
+        return jnp.stack([0.1 + 0 * height, height], 1)
+
+    slope = jax.grad(lambda x: logits(x).sum())(images)
+    assert np.all(np.isfinite(slope[:, :2]))
+    assert np.all(np.isnan(slope[:, 2]))
+    assert not np.any(np.isfinite(slope[:, 3]))
+    found = attack(LINF, 0.2, steps=10)(jax.random.split(KEY, 3), logits, images, labels)
+    assert np.all(misclassified(logits(found), labels))
+    np.testing.assert_array_equal(found[:, 2:], images[:, 2:])
 
 
 def test_a_prediction_that_is_not_finite_is_wrong():

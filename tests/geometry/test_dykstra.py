@@ -166,6 +166,7 @@ def test_gradients_pass_through_what_rounding_is_shrunk_by(name, x64):
     clean, images = cases(2, np.float64, (4, 4, 1))
     for radius in (0.05, 5.0):
 
+        @jax.jit
         def gain(image, radius=radius):
             return jnp.sum(geometry.within(ball, clean[0], image, radius) * images[1])
 
