@@ -48,9 +48,9 @@ def evaluation(test):
     return {"test": test, "evaluate": attacks.accuracy({"pgd-2": attack}, examples=64, batch_size=32, gallery=8)}
 
 
-# A Linf step is a sign: where a gradient is within float32 rounding of 0, the order of a sum decides it. A normalized L2
-# step is continuous; but from the usual start, 0.001 away from the clean image, TRADES has a gradient that is hardly more
-# than its rounding, and its direction is the rounding's. In float32 the start is far enough for a direction of its own.
+# A Linf step is a sign: where a gradient is within float32 rounding of 0, the order of a sum decides it. A normalized
+# L2 step is continuous; but 0.001 away from the clean image, where TRADES starts by default, its gradient is hardly
+# more than its rounding, which then sets its direction. In float32 the start is far enough for a direction of its own.
 BALL = {
     "float64": (geometry.linf(), 0.1, 0.03, attacks.gaussian_start(0.001)),
     "float32": (geometry.l2(), 0.5, 0.15, attacks.gaussian_start(0.1)),
