@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.nearest_neighbor_mixing import joined_mixtures
-from jaxrobust.precision import widened
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
 
@@ -49,7 +49,7 @@ def bucketing(rule: Rule, *, size: int = 2) -> Rule:
             raise ValueError("bucketing draws its groups: key must be given, got None")
         own, inner = jax.random.split(key)
         order = jax.random.permutation(own, alive.shape[0])
-        mixing = groups(order, alive, size, widened(columns[:0]).dtype)
+        mixing = groups(order, alive, size, at_least_float32(columns.dtype))
         live = jnp.any(mixing > 0, axis=1)
         return joined_mixtures(rule, mixing, inner, columns, alive, live, state, axis)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxrobust.aggregation.rules.distances import gram_with, largest_square_root, squared_distances_to
 from jaxrobust.aggregation.rules.geometric_median import squares_to
 from jaxrobust.aggregation.rules.weighted import weighted_sum
-from jaxrobust.precision import widened
+from jaxrobust.precision import at_least_float32, widened
 from jaxrobust.typing import Array, AxisName, Key, Rule, State
 
 
@@ -55,7 +55,7 @@ def centered_clipping(radius: float = 100.0, *, steps: int = 1) -> Rule:
     ) -> tuple[Array, State, Array]:
         del key
         count = alive.shape[0]
-        previous = state.astype(widened(columns[:0]).dtype)
+        previous = state.astype(at_least_float32(columns.dtype))
         living = jnp.maximum(jnp.sum(alive), 1).astype(previous.dtype)
         start = jnp.zeros(count + 1, previous.dtype).at[count].set(1.0)
 

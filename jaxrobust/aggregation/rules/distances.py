@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxrobust.aggregation import axes
 from jaxrobust.aggregation.rules.sorting import by_itself, middle
-from jaxrobust.precision import widened
+from jaxrobust.precision import at_least_float32, widened
 from jaxrobust.typing import Array, AxisName
 
 # 32 rows of float32 are then a mebibyte, which a core's second-level cache holds.
@@ -204,7 +204,7 @@ def norms(columns: Array, axis: AxisName | None, alive: Array) -> Array:
 def largest_square_root(columns: Array, axis: AxisName | None) -> float:
     """The largest value whose square, summed over all coordinates, stays below an eighth of the largest number."""
     dimension = columns.shape[1] * (1 if axis is None else axes.size(axis))
-    return (float(jnp.finfo(widened(columns[:0]).dtype).max) / 8 / max(dimension, 1)) ** 0.5
+    return (float(jnp.finfo(at_least_float32(columns.dtype)).max) / 8 / max(dimension, 1)) ** 0.5
 
 
 def squared_distances(products: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.distances import gram, gram_with, squared_distances
 from jaxrobust.aggregation.rules.weighted import weighted
-from jaxrobust.precision import widened
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, AxisName, Rule
 
 
@@ -54,7 +54,7 @@ def geometric_median(*, smoothing: float = 1e-6, steps: int = 100, from_origin: 
 
     def measure(columns: Array, axis: AxisName | None, alive: Array) -> Array:
         if from_origin:
-            return gram_with(columns, jnp.zeros(columns.shape[1], widened(columns[:0]).dtype), axis, alive)
+            return gram_with(columns, jnp.zeros(columns.shape[1], at_least_float32(columns.dtype)), axis, alive)
         return gram(columns, axis, alive)
 
     def weigh(products: Array, alive: Array) -> Array:

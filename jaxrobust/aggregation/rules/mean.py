@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxrobust.aggregation.rules.weighted import weighted
-from jaxrobust.precision import widened
+from jaxrobust.precision import at_least_float32
 from jaxrobust.typing import Array, AxisName, Rule
 
 
@@ -31,7 +31,7 @@ def mean() -> Rule:
 def _nothing(columns: Array, axis: AxisName | None, alive: Array) -> Array:
     """What the mean asks of the vectors: only in which dtype to count."""
     del axis, alive
-    return jnp.zeros((), widened(columns[:0]).dtype)
+    return jnp.zeros((), at_least_float32(columns.dtype))
 
 
 def _equal(zero: Array, alive: Array) -> Array:
